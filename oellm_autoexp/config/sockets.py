@@ -1,0 +1,360 @@
+"""The sockets that plug-ins fill: one registrable interface each, with what it is given and must answer.
+
+A plug-in is a config dataclass plus one class, registered by compoconf under its class name. It returns
+facts or decisions; the host acts. `class_name` selects it in a config.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from compoconf import ConfigInterface, RegistrableConfigInterface, register_interface
+
+from oellm_autoexp.core.model import Resources, Scalar, SchedulerFact, SchedulerRef
+
+# ---------------------------------------------------------------- backend: what is run
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendJobSpec:
+    """What a backend is told of one job. `parameters` are the point's resolved values."""
+
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    name: str = ""
+    output_dir: str = ""
+    checkpoint_dir: str = ""
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class LaunchCommand:
+    """An argv with the environment it adds. Lists and mappings are taken and frozen."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "argv", tuple(self.argv))
+        object.__setattr__(self, "environment", dict(self.environment))
+
+
+@register_interface
+class BackendInterface(RegistrableConfigInterface):
+    """What trains: turns a job into an argv and an environment."""
+
+    def validate(self, spec: BackendJobSpec) -> None:
+        """Refuse a job that cannot work.
+
+        Raises:
+            ConfigError, ValueError: what is wrong and how to repair it.
+        """
+
+    @abstractmethod
+    def build_launch_command(self, spec: BackendJobSpec) -> LaunchCommand:
+        """The command of one job. Pure: the same spec gives the same command."""
+
+
+# ---------------------------------------------------------------- scheduler: who runs it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptRequest:
+    """Everything a job script is rendered from; nothing that differs between attempts."""
+
+    name: str
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    setup: Sequence[str] = ()
+    cwd: str | None = None
+    #: Resolved `slurm` section: sbatch, launcher_cmd, srun, … (plain mappings).
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    #: Static AUTOEXP_* variables.
+    job_environment: Mapping[str, str] = field(default_factory=dict)
+    guard_path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One attempt within a submission."""
+
+    name: str
+    script_path: str
+    log_path: str
+    #: Where the guard claims the attempt and writes its start, heartbeat and exit files.
+    attempt_dir: str
+    #: AUTOEXP_* variables of this attempt.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    time_limit_s: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One call to the scheduler: one task, or an array of them."""
+
+    token: str
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a scheduler can do; declared, not probed."""
+
+    #: Most tasks of one submission; 1 means no arrays.
+    max_array_size: int = 1
+    #: How long after an unclear submission a look-up by token may still come too early.
+    find_grace_s: float = 600.0
+    #: How long an answered "not known" must last before an attempt counts as lost.
+    gone_grace_s: float = 600.0
+    #: Seconds between polls when nothing happens.
+    poll_interval_s: float = 30.0
+    #: Live attempts at once where the config names none; None: no bound.
+    default_max_jobs: int | None = None
+
+
+@register_interface
+class SchedulerInterface(RegistrableConfigInterface):
+    """Who runs it. Instances are made with `config, effects=Effects, state_dir=Path`.
+
+    Every query answers or raises `SchedulerUnavailable`: "I could not ask" is never "it is gone".
+    """
+
+    capabilities: Capabilities
+    cluster: str
+
+    @abstractmethod
+    def render(self, request: ScriptRequest) -> str:
+        """The job script. Pure: equal requests give equal bytes."""
+
+    @abstractmethod
+    def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
+        """Hand over a submission; one reference per task, in order.
+
+        Raises:
+            SubmitRejected: refused for good.
+            SubmitDeferred: refused for the moment (a limit).
+            SubmitUnclear: it may have been accepted: look it up by its token.
+            SchedulerUnavailable: it was certainly not accepted, and nobody answered.
+        """
+
+    @abstractmethod
+    def find(self, tokens: Sequence[str]) -> Mapping[str, Sequence[SchedulerRef]]:
+        """The references of submissions by token, from one answered look-up; unknown tokens are absent.
+
+        Raises:
+            SchedulerUnavailable: no answer.
+        """
+
+    @abstractmethod
+    def poll(self, refs: Sequence[SchedulerRef]) -> Mapping[SchedulerRef, SchedulerFact]:
+        """What the scheduler says of every reference, with a constant number of calls.
+
+        A reference the scheduler does not know is `SchedulerState.GONE`; every reference has an entry.
+
+        Raises:
+            SchedulerUnavailable: no answer.
+        """
+
+    @abstractmethod
+    def cancel(self, refs: Sequence[SchedulerRef]) -> None:
+        """Ask for the end of attempts; ones that ended already are fine. Death is seen by `poll`.
+
+        Raises:
+            SchedulerUnavailable: no answer.
+        """
+
+    @abstractmethod
+    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
+        """Change a queued or running attempt ({"time_limit_s": …}).
+
+        Raises:
+            SchedulerUnavailable: no answer.
+            SubmitRejected: this scheduler cannot change that.
+        """
+
+
+# ---------------------------------------------------------------- monitor: what is watched
+
+
+@register_interface
+class MonitorInterface(RegistrableConfigInterface):
+    """How jobs are watched: which files, which signals, when silence is a stall."""
+
+
+# ---------------------------------------------------------------- policies: what follows an end
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedAttempt:
+    """What a policy is told about the end of an attempt."""
+
+    job: str
+    mode: str
+    reason: str
+    attempt: int
+    #: Restarts charged to this policy entry so far, in all and since the last progress.
+    restarts: int
+    restarts_without_progress: int
+    progressed: bool
+    time_limit_s: int | None = None
+    #: Fields of the signal that named the mode, if one did.
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """Try again after `delay_s`, with another time limit where one is given."""
+
+    why: str
+    delay_s: float = 0.0
+    time_limit_s: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """The job ends with the mode it has."""
+
+    why: str
+
+
+@register_interface
+class RestartPolicyInterface(RegistrableConfigInterface):
+    """What follows when an attempt has ended. Pure: no clock, no files."""
+
+    @abstractmethod
+    def decide(self, ended: EndedAttempt) -> Restart | Stop:
+        """The decision, with the sentence a person reads."""
+
+
+# ---------------------------------------------------------------- conditions: what gates
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandCheck:
+    """Holds when stdout is `1`, or the exit status is 0 with empty stdout."""
+
+    command: str | Sequence[str]
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    """Holds when at least `at_least` paths match the glob pattern."""
+
+    pattern: str
+    at_least: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllOf:
+    checks: Sequence[Check]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyOf:
+    checks: Sequence[Check]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Not:
+    check: Check
+
+
+Check: TypeAlias = "CommandCheck | FileCheck | AllOf | AnyOf | Not"
+
+
+@register_interface
+class ConditionInterface(RegistrableConfigInterface):
+    """A gate. It describes the check; the host carries it out, never blocking the loop.
+
+    Until a check has answered, its value is unknown: an unknown gate holds a job and is shown;
+    it never passes or kills it.
+    """
+
+    @abstractmethod
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        """What to look at. `fields` are the job's name, output_dir, … and parameters."""
+
+
+# ---------------------------------------------------------------- actions: what is done
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand:
+    """A local process of its own, with a time limit and a log; journaled and adopted like an attempt."""
+
+    command: str | Sequence[str]
+    timeout_s: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    #: An interrupted run is tried again, or counts as failed.
+    on_interrupt: str = "retry"
+    #: Tries after a non-zero exit.
+    retries: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppendText:
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostJson:
+    """An HTTP POST of a JSON object."""
+
+    url: str
+    body: Mapping[str, Any]
+    timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndJob:
+    """End the job with this mode ("cancelled", "success", "crash.nan", …)."""
+
+    mode: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartJob:
+    """Cancel the live attempt and ask the policy of `mode`."""
+
+    mode: str
+    why: str
+
+
+Deed: TypeAlias = "RunCommand | AppendText | PostJson | EndJob | RestartJob"
+
+
+@register_interface
+class ActionInterface(RegistrableConfigInterface):
+    """What is done when a signal is found or something happened. It describes the deed; the host does it."""
+
+    @abstractmethod
+    def deed(self, fields: Mapping[str, Scalar]) -> Deed:
+        """What to do, with `{field}` placeholders filled in (shell-quoted where a shell reads them)."""
+
+    def placeholders(self) -> frozenset[str]:
+        """The `{field}` names it reads, so that a plan can refuse what no signal provides."""
+        return frozenset()
+
+
+# `cfgtype` is a value made at run time: a type checker sees the config base class instead.
+if TYPE_CHECKING:
+    BackendConfig: TypeAlias = ConfigInterface
+    SchedulerConfig: TypeAlias = ConfigInterface
+    MonitorConfig: TypeAlias = ConfigInterface
+    RestartPolicyConfig: TypeAlias = ConfigInterface
+    ConditionConfig: TypeAlias = ConfigInterface
+    ActionConfig: TypeAlias = ConfigInterface
+else:
+    BackendConfig = BackendInterface.cfgtype
+    SchedulerConfig = SchedulerInterface.cfgtype
+    MonitorConfig = MonitorInterface.cfgtype
+    RestartPolicyConfig = RestartPolicyInterface.cfgtype
+    ConditionConfig = ConditionInterface.cfgtype
+    ActionConfig = ActionInterface.cfgtype

@@ -1,0 +1,321 @@
+"""The frozen nouns of a session: job, attempt, what a scheduler and a log said about them.
+
+Times are UTC epoch seconds, durations are seconds (`_s`), sizes are bytes (`_bytes`).
+Nothing here reads a clock or touches a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Union
+
+Scalar = Union[str, int, float, bool, None]
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class JobState(str, Enum):
+    """What a person sees of a job; the values are the contract of `status --json`."""
+
+    #: No attempt is alive: not yet submitted, held by a gate, or between two attempts.
+    WAITING = "waiting"
+    #: Handed to the scheduler, which has not said anything about it yet.
+    SUBMITTED = "submitted"
+    #: Queued.
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    #: An attempt exists, but what became of it cannot be told at the moment.
+    UNKNOWN = "unknown"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+#: The roots of error modes. A finer kind is dotted: `crash.oom`, `crash.nan`, `crash.config`.
+MODES = ("success", "stall", "timeout", "crash", "preempted", "cancelled")
+
+
+def mode_root(mode: str) -> str:
+    return mode.split(".", 1)[0]
+
+
+def most_specific(mode: str, known: Mapping[str, Any]) -> str | None:
+    """The longest dotted prefix of `mode` that `known` has an entry for.
+
+    >>> most_specific("crash.oom.gpu", {"crash": 1, "crash.oom": 2})
+    'crash.oom'
+    """
+    parts = mode.split(".")
+    for end in range(len(parts), 0, -1):
+        candidate = ".".join(parts[:end])
+        if candidate in known:
+            return candidate
+    return None
+
+
+class SchedulerState(str, Enum):
+    """What a scheduler says of one attempt, in the words of Slurm's squeue(1) and sacct(1)."""
+
+    PENDING = "PENDING"
+    #: Allocated, but the script has not started (CONFIGURING) or may not go on (SUSPENDED, STOPPED).
+    HELD = "HELD"
+    RUNNING = "RUNNING"
+    #: The end has begun; processes may still be alive.
+    COMPLETING = "COMPLETING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    DEADLINE = "DEADLINE"
+    CANCELLED = "CANCELLED"
+    #: The scheduler answered and does not know the attempt (any more).
+    GONE = "GONE"
+
+    @property
+    def ended(self) -> bool:
+        return self not in _ALIVE
+
+
+_ALIVE = frozenset(
+    {SchedulerState.PENDING, SchedulerState.HELD, SchedulerState.RUNNING, SchedulerState.COMPLETING}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerRef:
+    """The identity of one scheduler job: ids are reused, so an id alone names nothing."""
+
+    id: str
+    cluster: str
+    token: str
+    task: int = 0
+    submitted_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerFact:
+    """One answered statement of the scheduler about one attempt."""
+
+    state: SchedulerState
+    reason: str = ""
+    #: The process exit status where the scheduler knows it (0–255).
+    exit_code: int | None = None
+    #: The number of the signal that ended it, 0 for none.
+    signal: int = 0
+    started_at: float | None = None
+    ended_at: float | None = None
+    nodes: str = ""
+    #: How often the scheduler itself has started this id again (Slurm's Restarts).
+    restart_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRecord:
+    """What the guard wrote when the command ended."""
+
+    #: Exit status of the command, or 128 + signal.
+    exit_code: int
+    #: Why the guard ended: "exit" (the command ended by itself), "timeout" (the local time limit),
+    #: or "signal:TERM" (forwarded from outside before the command ended).
+    cause: str = "exit"
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    host: str = ""
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one attempt asks for; zero means the scheduler's default."""
+
+    nodes: int = 1
+    gpus: int = 0
+    time_limit_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One experiment that a person wants done, as the plan froze it."""
+
+    name: str
+    #: Content hash of what it computes: parameters, backend, environment.
+    id: str
+    index: int
+    parameters: Mapping[str, Scalar]
+    argv: tuple[str, ...]
+    output_dir: str
+    checkpoint_dir: str
+    script_path: str
+    #: sha256 of the script's bytes; another digest with the same id means changed resources.
+    script_digest: str
+    #: The log of attempt N: `{attempt}` is replaced by N.
+    log_path: str
+    #: Files watched beside the log.
+    output_paths: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    #: Identity of the rules (signals, policies, actions, gates) in force for this job.
+    rules: str = ""
+
+    def log_of(self, attempt: int) -> str:
+        return self.log_path.replace("{attempt}", str(attempt))
+
+
+class Phase(str, Enum):
+    """How far one attempt has come."""
+
+    #: The intent is on disk; the scheduler has not been called.
+    REQUESTED = "requested"
+    #: The scheduler was called; its answer is not on disk yet, or it was unclear.
+    SPAWNED = "spawned"
+    #: The scheduler has it.
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    #: Death is proven; the verdict is in `mode`.
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """An intent of ours to end an attempt, and why. `by` is "user", "policy", or a rule's name."""
+
+    why: str
+    by: str
+    mode: str
+    at: float
+    sent_at: float | None = None
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """How far a log file has been read, in a form that recognises another file under the same name."""
+
+    inode: int = 0
+    generation: int = 0
+    #: Byte offset of the first line that has not been read to its end.
+    offset: int = 0
+    #: Checksums (hex) of up to 256 bytes at the start of the file and before `offset`.
+    head: str = ""
+    tail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSignal:
+    """A typed fact found in a log. (file, generation, offset, rule) names the occurrence."""
+
+    rule: str
+    file: str
+    generation: int
+    offset: int
+    #: The line, cut to a bounded length.
+    line: str
+    #: Named groups, converted to the declared types, with metadata and aliases mixed in.
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
+    mode: str = ""
+    priority: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.file}:{self.generation}:{self.offset}:{self.rule}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try of a job."""
+
+    number: int
+    token: str
+    requested_at: float
+    task: int = 0
+    phase: Phase = Phase.REQUESTED
+    time_limit_s: int | None = None
+    log_path: str = ""
+    ref: SchedulerRef | None = None
+    spawned_at: float | None = None
+    accepted_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    pending_reason: str = ""
+    nodes: str = ""
+    cancel: Cancel | None = None
+    #: The signals with a mode that were found, the first of each rule.
+    signals: tuple[LogSignal, ...] = ()
+    #: Whether a declared counter or a checkpoint moved ahead during this attempt.
+    progressed: bool = False
+    #: When the scheduler first answered "not known" (SchedulerState.GONE), to be confirmed after a grace.
+    gone_since: float | None = None
+    # The verdict, once ended.
+    exit_code: int | None = None
+    mode: str = ""
+    reason: str = ""
+    #: The last error line, normalised, to recognise the same death again.
+    last_error: str = ""
+    decision: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.phase is not Phase.ENDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a policy entry has used of its budgets."""
+
+    total: int = 0
+    without_progress: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the journal tells it."""
+
+    spec: JobSpec
+    state: JobState = JobState.WAITING
+    attempts: tuple[Attempt, ...] = ()
+    #: What ended the last attempt, and the sentence a person reads.
+    mode: str = ""
+    reason: str = ""
+    #: Do not submit before this time (back-off).
+    not_before: float = 0.0
+    #: Why a waiting job is not submitted.
+    hold: str = ""
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    #: High-water marks of declared counters, and the number of complete checkpoints reported.
+    high_water: Mapping[str, float] = field(default_factory=dict)
+    cursors: Mapping[str, Cursor] = field(default_factory=dict)
+    #: How often each rule has matched in the current attempt.
+    matches: Mapping[str, int] = field(default_factory=dict)
+    #: A wish of a person or a rule that this job end ("" for none).
+    end_wish: Cancel | None = None
+    #: The time limit of the next attempt where a policy has changed it.
+    time_limit_s: int | None = None
+    #: Replaces `spec` at the next attempt (`--update` on a live job).
+    next_spec: JobSpec | None = None
+    #: False when the plan no longer has it.
+    planned: bool = True
+    #: Attempts before this number belong to an earlier verdict (`retry`, `--update`).
+    first_attempt: int = 1
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The latest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def live(self) -> Attempt | None:
+        """The attempt that may still be able to run, if there is one."""
+        last = self.attempt
+        return last if last is not None and last.alive else None
+
+    @property
+    def restarts(self) -> int:
+        return max(0, len(self.attempts) - 1)

@@ -1,0 +1,95 @@
+"""Every error a user can meet: what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class AutoexpError(Exception):
+    """The base of all errors that are shown to a person without a traceback.
+
+    `exit_code` is the process exit code the command line uses for it:
+    2 for a mistake in a config or in usage, 3 where the program could not do its work.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.hint:
+            lines.append(f"  -> {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(AutoexpError):
+    """A command was called in a way that cannot work."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One mistake in a config.
+
+    `key` is the dotted key path, `value` the offending value as text ("" when there is none to show),
+    `file`/`line` where it was written (1-based; 0 when unknown), `hint` the repair.
+    """
+
+    what: str
+    key: str = ""
+    value: str = ""
+    file: str = ""
+    line: int = 0
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = self.file + (f":{self.line}" if self.file and self.line else "")
+        head = ": ".join(part for part in (place, self.key, self.what) if part)
+        if self.value:
+            head += f" (value: {self.value})"
+        return head + (f"\n  -> {self.hint}" if self.hint else "")
+
+
+class ConfigError(AutoexpError):
+    """One or more mistakes in a config; nothing was written or submitted."""
+
+    exit_code = 2
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults: Sequence[Fault] = faults
+
+
+class StateError(AutoexpError):
+    """The state directory is damaged, belongs to something else, or cannot be written."""
+
+
+class NotLeader(AutoexpError):
+    """Another process leads this session."""
+
+
+class LeadershipLost(AutoexpError):
+    """A newer leader has taken this session over; this process must stop at once."""
+
+
+class SchedulerUnavailable(AutoexpError):
+    """The scheduler did not answer. Nothing is known, so nothing may be concluded."""
+
+
+class SubmitRejected(AutoexpError):
+    """The scheduler refused a submission for good; repeating it cannot help."""
+
+
+class SubmitDeferred(AutoexpError):
+    """The scheduler refused a submission for the moment (a limit); it is tried again later."""
+
+
+class SubmitUnclear(AutoexpError):
+    """The submission may or may not have been accepted; it must be looked up by its token."""

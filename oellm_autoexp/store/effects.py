@@ -1,0 +1,169 @@
+"""The one seam through which every effect goes: files, processes, scheduler calls.
+
+Tests hand in an `Effects` that counts and dies at a chosen operation; nothing else in the package
+writes, renames, links, spawns or kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Files may name accounts, paths and environments: only the owner reads them.
+DIR_MODE = 0o700
+FILE_MODE = 0o600
+
+
+class Effects:
+    """Real effects. `step` is called with the name and target of each before and after it happens."""
+
+    def step(self, name: str, target: str) -> None:
+        """A hook for tests; does nothing in life."""
+
+    @contextlib.contextmanager
+    def _effect(self, name: str, target: str | Path) -> Iterator[None]:
+        self.step(f"{name}:before", str(target))
+        yield
+        self.step(f"{name}:after", str(target))
+
+    # ---- files
+
+    def mkdir(self, path: Path, *, mode: int = DIR_MODE) -> None:
+        """Create a directory and its parents; an existing one is fine."""
+        if not path.is_dir():
+            with self._effect("mkdir", path):
+                path.mkdir(mode=mode, parents=True, exist_ok=True)
+
+    def write(self, path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+        """Replace a file atomically: temporary file, fsync, rename, fsync of the directory."""
+        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with self._effect("write", path):
+            try:
+                self._write_synced(temp, data, mode)
+                self.step("write:rename", str(path))
+                temp.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temp.unlink()
+                raise
+            fsync_dir(path.parent)
+
+    def write_new(self, path: Path, data: bytes, *, mode: int = FILE_MODE) -> bool:
+        """Create a complete file by hard link; False when the name is taken.
+
+        A hard link is atomic on NFS too, where O_EXCL may not be (open(2)).
+        """
+        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with self._effect("link", path):
+            try:
+                self._write_synced(temp, data, mode)
+                os.link(temp, path)
+            except FileExistsError:
+                return False
+            finally:
+                with contextlib.suppress(OSError):
+                    temp.unlink()
+            fsync_dir(path.parent)
+        return True
+
+    def _write_synced(self, path: Path, data: bytes, mode: int) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def append(self, fd: int, data: bytes, target: str) -> None:
+        """Append to an open file; durable only after `fsync`."""
+        with self._effect("append", target):
+            write_all(fd, data)
+
+    def fsync(self, fd: int, target: str) -> None:
+        with self._effect("fsync", target):
+            os.fsync(fd)
+
+    def append_text(self, path: Path, text: str) -> None:
+        """Append text to a file of the user's, creating it; fsynced."""
+        with self._effect("append_text", path):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                write_all(fd, text.encode())
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; a missing one is fine."""
+        with self._effect("unlink", path):
+            path.unlink(missing_ok=True)
+
+    # ---- processes and schedulers
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        output: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> subprocess.Popen[bytes]:
+        """Start a process in a session of its own (it outlives this one), appending to `output`."""
+        with self._effect("spawn", argv[0]), contextlib.ExitStack() as stack:
+            sink: int = subprocess.DEVNULL
+            if output is not None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                sink = os.open(output, flags, 0o644)
+                stack.callback(os.close, sink)
+            return subprocess.Popen(
+                list(argv),
+                env=dict(env),
+                cwd=cwd,
+                stdin=stdin,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+                close_fds=True,
+            )
+
+    def kill(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal; a process that is gone already is fine."""
+        with self._effect("kill", str(pid)), contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def kill_group(self, pgid: int, number: signal.Signals) -> None:
+        """Send a signal to a process group; one that is gone already is fine."""
+        with self._effect("killpg", str(pgid)), contextlib.suppress(ProcessLookupError):
+            os.killpg(pgid, number)
+
+    def call(self, name: str, target: str, function: Callable[[], T]) -> T:
+        """Any other effect (a scheduler call), made visible to the seam."""
+        with self._effect(name, target):
+            return function()
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until everything is written."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a rename or link in `path` durable (fsync(2): the directory needs its own)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError:
+        # Some network file systems refuse fsync on directories; the data itself is synced.
+        pass
+    finally:
+        os.close(fd)
