@@ -443,6 +443,8 @@ def _dataclass_reader(cls: type) -> Callable[[Any], Any]:
 
 _FIELDS = {cls: dataclasses.fields(cls) for cls in KINDS.values()}
 _READERS: dict[type[Event], dict[str, Callable[[Any], Any]]] = {
-    cls: {name: _reader(hint) for name, hint in typing.get_type_hints(cls).items() if name not in ("kind", "at")}
+    cls: {
+        name: _reader(hint) for name, hint in typing.get_type_hints(cls).items() if name not in ("kind", "at")
+    }
     for cls in KINDS.values()
 }

@@ -1,0 +1,74 @@
+"""Where everything of a session lives. The only arithmetic on state paths; nothing here touches a disk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE_DIR_NAME = ".oellm-autoexp"
+
+#: Names inside the base output directory that jobs may not take.
+RESERVED_JOB_NAMES = frozenset({"scripts", "logs", "sweep.json", STATE_DIR_NAME})
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPaths:
+    """The state directory of a session."""
+
+    state_dir: Path
+
+    @property
+    def monitor(self) -> Path:
+        return self.state_dir / "monitor"
+
+    @property
+    def snapshot(self) -> Path:
+        """A cache for people and other programs; the journal is the truth."""
+        return self.monitor / "state.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.monitor / "journal"
+
+    @property
+    def heartbeat(self) -> Path:
+        return self.monitor / "heartbeat.json"
+
+    @property
+    def inbox(self) -> Path:
+        return self.monitor / "inbox"
+
+    @property
+    def daemon_log(self) -> Path:
+        return self.monitor / "daemon.log"
+
+    @property
+    def guard(self) -> Path:
+        return self.state_dir / "guard.py"
+
+    @property
+    def scheduler(self) -> Path:
+        """What the scheduler plug-in keeps."""
+        return self.state_dir / "scheduler"
+
+    @property
+    def metrics(self) -> Path:
+        return self.state_dir / "metrics"
+
+    def series(self, job: str) -> Path:
+        """The metrics of one job, one JSON object a line."""
+        return self.metrics / f"{job}.jsonl"
+
+    def attempt(self, job: str, number: int) -> Path:
+        """Where the guard claims attempt `number` and leaves its start, heartbeat and exit files."""
+        return self.state_dir / "attempts" / job / str(number)
+
+    def action(self, key: str, run: int) -> Path:
+        """The directory of one try of an action; the key is hashed since it holds paths."""
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return self.state_dir / "actions" / digest / str(run)
+
+
+def default_state_dir(base_output_dir: Path) -> Path:
+    return base_output_dir / STATE_DIR_NAME
