@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compoconf import ConfigInterface, RegistrableConfigInterface, register_interface
 
-from oellm_autoexp.core.model import Resources, Scalar, SchedulerFact, SchedulerRef
+from oellm_autoexp.core.model import (
+    EndedAttempt,
+    Resources,
+    Restart,
+    Scalar,
+    SchedulerFact,
+    SchedulerRef,
+    Stop,
+)
 
 # ---------------------------------------------------------------- backend: what is run
 
@@ -185,39 +193,6 @@ class MonitorInterface(RegistrableConfigInterface):
 
 
 # ---------------------------------------------------------------- policies: what follows an end
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndedAttempt:
-    """What a policy is told about the end of an attempt."""
-
-    job: str
-    mode: str
-    reason: str
-    attempt: int
-    #: Restarts charged to this policy entry so far, in all and since the last progress.
-    restarts: int
-    restarts_without_progress: int
-    progressed: bool
-    time_limit_s: int | None = None
-    #: Fields of the signal that named the mode, if one did.
-    fields: Mapping[str, Scalar] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restart:
-    """Try again after `delay_s`, with another time limit where one is given."""
-
-    why: str
-    delay_s: float = 0.0
-    time_limit_s: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """The job ends with the mode it has."""
-
-    why: str
 
 
 @register_interface

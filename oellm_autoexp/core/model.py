@@ -319,3 +319,38 @@ class Job:
     @property
     def restarts(self) -> int:
         return max(0, len(self.attempts) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedAttempt:
+    """What a restart policy is told about the end of an attempt."""
+
+    job: str
+    mode: str
+    reason: str
+    attempt: int
+    #: Restarts charged to this policy entry so far, in all and since the last progress.
+    restarts: int
+    restarts_without_progress: int
+    progressed: bool
+    #: Whether the job declares a counter or reports checkpoints; without either, progress cannot be told.
+    progress_known: bool = False
+    time_limit_s: int | None = None
+    #: Fields of the signal that named the mode, if one did.
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """Try again after `delay_s`, with another time limit where one is given."""
+
+    why: str
+    delay_s: float = 0.0
+    time_limit_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The job ends with the mode it has."""
+
+    why: str
