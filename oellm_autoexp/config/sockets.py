@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from compoconf import ConfigInterface, RegistrableConfigInterface, register_interface
 
@@ -22,6 +22,22 @@ from oellm_autoexp.core.model import (
     SchedulerRef,
     Stop,
 )
+
+P = TypeVar("P")
+
+
+class Plugin(RegistrableConfigInterface):
+    """The base of all sockets: a plug-in keeps the config it was made with."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+def made(socket: type[P], config: ConfigInterface, **context: Any) -> P:
+    """The plug-in that a parsed config selects, made with that config."""
+    plugin: P = config.instantiate(socket, **context)  # type: ignore[no-untyped-call]
+    return plugin
+
 
 # ---------------------------------------------------------------- backend: what is run
 
@@ -51,7 +67,7 @@ class LaunchCommand:
 
 
 @register_interface
-class BackendInterface(RegistrableConfigInterface):
+class BackendInterface(Plugin):
     """What trains: turns a job into an argv and an environment."""
 
     def validate(self, spec: BackendJobSpec) -> None:
@@ -124,7 +140,7 @@ class Capabilities:
 
 
 @register_interface
-class SchedulerInterface(RegistrableConfigInterface):
+class SchedulerInterface(Plugin):
     """Who runs it. Instances are made with `config, effects=Effects, state_dir=Path`.
 
     Every query answers or raises `SchedulerUnavailable`: "I could not ask" is never "it is gone".
@@ -188,7 +204,7 @@ class SchedulerInterface(RegistrableConfigInterface):
 
 
 @register_interface
-class MonitorInterface(RegistrableConfigInterface):
+class MonitorInterface(Plugin):
     """How jobs are watched: which files, which signals, when silence is a stall."""
 
 
@@ -196,7 +212,7 @@ class MonitorInterface(RegistrableConfigInterface):
 
 
 @register_interface
-class RestartPolicyInterface(RegistrableConfigInterface):
+class RestartPolicyInterface(Plugin):
     """What follows when an attempt has ended. Pure: no clock, no files."""
 
     @abstractmethod
@@ -242,7 +258,7 @@ Check: TypeAlias = "CommandCheck | FileCheck | AllOf | AnyOf | Not"
 
 
 @register_interface
-class ConditionInterface(RegistrableConfigInterface):
+class ConditionInterface(Plugin):
     """A gate. It describes the check; the host carries it out, never blocking the loop.
 
     Until a check has answered, its value is unknown: an unknown gate holds a job and is shown;
@@ -306,7 +322,7 @@ Deed: TypeAlias = "RunCommand | AppendText | PostJson | EndJob | RestartJob"
 
 
 @register_interface
-class ActionInterface(RegistrableConfigInterface):
+class ActionInterface(Plugin):
     """What is done when a signal is found or something happened. It describes the deed; the host does it."""
 
     @abstractmethod

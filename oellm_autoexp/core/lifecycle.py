@@ -1,0 +1,460 @@
+"""The heart: `decide` turns what was observed into events, `evolve` turns events into the next job.
+
+Both are pure. An event that asks for an effect is an intent; the effect happens elsewhere, after the
+event is on disk, and its outcome comes back as another event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Protocol
+
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.model import (
+    Attempt,
+    Cancel,
+    EndedAttempt,
+    ExitRecord,
+    Job,
+    JobState,
+    LogSignal,
+    Phase,
+    Restart,
+    SchedulerFact,
+    SchedulerState,
+    Spent,
+    Stop,
+    mode_root,
+    most_specific,
+)
+from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST, Case, classify, format_duration
+
+#: A cancel that had no effect is sent again after this long.
+CANCEL_AGAIN_S = 60.0
+
+
+class Policy(Protocol):
+    def decide(self, ended: EndedAttempt) -> Restart | Stop: ...
+
+
+class Gate(Enum):
+    """The value of a condition."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    #: It has not answered (yet); an unknown gate holds, it never passes or kills.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What is in force for a job."""
+
+    policies: Mapping[str, Policy]
+    success_needs_signal: bool = False
+    #: Rules with an error mode that end a live attempt, and after how many seconds.
+    acting: Mapping[str, float] = field(default_factory=dict)
+    #: Silence, or a declared counter standing still, for this long is a stall; None: never.
+    stall_after_s: float | None = None
+    counter_after_s: float | None = None
+    startup_grace_s: float = 900.0
+    progress_known: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What is known of one job in this tick. Absent facts are absent, never invented."""
+
+    now: float
+    #: This tick's answer of the scheduler about the live attempt; None: not asked, or no answer.
+    fact: SchedulerFact | None = None
+    exit: ExitRecord | None = None
+    #: The log has been read to its end after the end of the attempt was seen.
+    drained: bool = False
+    #: Seconds of observed silence / of a counter standing still, while RUNNING was answered.
+    quiet_s: float = 0.0
+    still_s: float = 0.0
+    first_error: str = ""
+    last_error: str = ""
+    cancel_gate: Gate = Gate.CLOSED
+    finish_gate: Gate = Gate.CLOSED
+    gone_grace_s: float = 600.0
+
+
+# ---------------------------------------------------------------- decide
+
+
+def decide(job: Job, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
+    """What follows from this tick's observation of a job.
+
+    Submission is not decided here: it depends on the other jobs (`core.session.admit`).
+    """
+    if job.state.ended:
+        return ()
+    attempt = job.live
+    wish = _wish(job, seen)
+    if attempt is None:
+        return _decide_waiting(job, seen, wish)
+    if attempt.phase in (Phase.REQUESTED, Phase.SPAWNED):
+        return wish
+    return wish + _decide_live(evolve_all(job, wish), attempt, seen, rules)
+
+
+def _wish(job: Job, seen: Observation) -> tuple[ev.Event, ...]:
+    """Conditions that end a job, whether it is alive or waiting."""
+    if job.end_wish is not None:
+        return ()
+    if seen.finish_gate is Gate.OPEN:
+        why = "the finish condition holds"
+        return (ev.EndWished(at=seen.now, job=job.spec.name, why=why, by="finish_condition", mode="success"),)
+    if seen.cancel_gate is Gate.OPEN:
+        why = "the cancel condition holds"
+        return (
+            ev.EndWished(at=seen.now, job=job.spec.name, why=why, by="cancel_condition", mode="cancelled"),
+        )
+    return ()
+
+
+def _decide_waiting(job: Job, seen: Observation, wish: tuple[ev.Event, ...]) -> tuple[ev.Event, ...]:
+    job = evolve_all(job, wish)
+    if job.end_wish is None:
+        return wish
+    return (*wish, _end_as_wished(job, seen.now))
+
+
+def _end_as_wished(job: Job, now: float) -> ev.JobEnded:
+    wish = job.end_wish
+    assert wish is not None
+    state = {"success": JobState.SUCCEEDED, "cancelled": JobState.CANCELLED}.get(
+        mode_root(wish.mode), JobState.FAILED
+    )
+    return ev.JobEnded(
+        at=now, job=job.spec.name, state=state.value, mode=wish.mode, reason=wish.why, by=wish.by
+    )
+
+
+def _decide_live(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
+    fact = seen.fact
+    if fact is None:
+        return _cancel_if_wanted(job, attempt, seen, rules)
+    if fact.state is SchedulerState.GONE and seen.exit is None and not _confirmed_gone(attempt, seen):
+        if attempt.gone_since is None:
+            return (ev.AttemptGone(at=seen.now, job=job.spec.name, attempt=attempt.number),)
+        return ()
+    if fact.state.ended:
+        # The verdict waits for the log: a specific line in it wins over a generic state.
+        return _ended(job, attempt, seen, rules) if seen.drained else ()
+    moved = _follow_state(job, attempt, fact, seen.now)
+    job = evolve_all(job, moved)
+    current = job.live
+    assert current is not None
+    return moved + _cancel_if_wanted(job, current, seen, rules)
+
+
+def _confirmed_gone(attempt: Attempt, seen: Observation) -> bool:
+    if seen.gone_grace_s <= 0:
+        return True
+    return attempt.gone_since is not None and seen.now - attempt.gone_since >= seen.gone_grace_s
+
+
+def _follow_state(job: Job, attempt: Attempt, fact: SchedulerFact, now: float) -> tuple[ev.Event, ...]:
+    name = job.spec.name
+    if fact.state in (SchedulerState.PENDING, SchedulerState.HELD):
+        if attempt.phase is Phase.ACCEPTED and (
+            job.state is not JobState.PENDING or attempt.pending_reason != fact.reason
+        ):
+            return (ev.AttemptPending(at=now, job=name, attempt=attempt.number, reason=fact.reason),)
+        return ()
+    if attempt.phase is not Phase.RUNNING:
+        started = fact.started_at if fact.started_at is not None else now
+        return (
+            ev.AttemptStarted(at=now, job=name, attempt=attempt.number, started_at=started, nodes=fact.nodes),
+        )
+    return ()
+
+
+def _cancel_if_wanted(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
+    """A reason to end the live attempt: a wish, an acting signal, a stall, or a cancel that had no effect."""
+    if attempt.cancel is not None:
+        overdue = attempt.cancel.sent_at is not None and seen.now - attempt.cancel.sent_at >= CANCEL_AGAIN_S
+        if not overdue or seen.fact is None:
+            return ()
+        again = attempt.cancel
+        return (_cancel(job, attempt, seen.now, why=again.why, by=again.by, mode=again.mode),)
+    if job.end_wish is not None:
+        wish = job.end_wish
+        return (_cancel(job, attempt, seen.now, why=wish.why, by=wish.by, mode=wish.mode),)
+    for found in attempt.signals:
+        grace_s = rules.acting.get(found.rule)
+        if grace_s is not None and mode_root(found.mode) != "success" and seen.now - found.at >= grace_s:
+            why = f"{found.line.strip()} (signal {found.rule})"
+            return (_cancel(job, attempt, seen.now, why=why, by=found.rule, mode=found.mode),)
+    return _stalled(job, attempt, seen, rules)
+
+
+def _stalled(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
+    running = seen.fact is not None and seen.fact.state is SchedulerState.RUNNING
+    if not running or attempt.started_at is None or seen.now - attempt.started_at < rules.startup_grace_s:
+        return ()
+    if rules.stall_after_s is not None and seen.quiet_s >= rules.stall_after_s:
+        limit = format_duration(rules.stall_after_s)
+        why = f"no output for {format_duration(seen.quiet_s)} (threshold {limit})"
+        return (_cancel(job, attempt, seen.now, why=why, by="inactivity_threshold_seconds", mode="stall"),)
+    if rules.counter_after_s is not None and seen.still_s >= rules.counter_after_s:
+        limit = format_duration(rules.counter_after_s)
+        why = f"no progress for {format_duration(seen.still_s)} (threshold {limit})"
+        return (_cancel(job, attempt, seen.now, why=why, by="progress_threshold_seconds", mode="stall"),)
+    return ()
+
+
+def _cancel(job: Job, attempt: Attempt, now: float, *, why: str, by: str, mode: str) -> ev.CancelRequested:
+    return ev.CancelRequested(at=now, job=job.spec.name, attempt=attempt.number, why=why, by=by, mode=mode)
+
+
+def _ended(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
+    exit_record = seen.exit
+    ended_at = exit_record.ended_at if exit_record and exit_record.ended_at else None
+    if ended_at is None:
+        ended_at = seen.fact.ended_at if seen.fact and seen.fact.ended_at else seen.now
+    verdict = classify(
+        Case(
+            job=job,
+            attempt=attempt,
+            fact=seen.fact,
+            exit=exit_record,
+            first_error=seen.first_error,
+            last_error=seen.last_error,
+            ended_at=ended_at,
+            success_needs_signal=rules.success_needs_signal,
+            acting=rules.acting.keys(),
+            startup_grace_s=rules.startup_grace_s,
+        )
+    )
+    started = exit_record.started_at if exit_record and exit_record.started_at else attempt.started_at
+    if started is None and seen.fact is not None:
+        started = seen.fact.started_at
+    ended = ev.AttemptEnded(
+        at=seen.now,
+        job=job.spec.name,
+        attempt=attempt.number,
+        mode=verdict.mode,
+        reason=verdict.reason,
+        evidence=verdict.evidence,
+        exit_code=verdict.exit_code,
+        started_at=started,
+        ended_at=ended_at,
+        last_error=seen.last_error if mode_root(verdict.mode) == "crash" else "",
+    )
+    after = evolve(job, ended)
+    return (ended, follow(after, rules, seen.now, claim_lost=verdict.exit_code == EXIT_CLAIM_LOST))
+
+
+def follow(job: Job, rules: Rules, now: float, *, claim_lost: bool = False) -> ev.Event:
+    """What follows the end of the latest attempt: the verdict of the job, or another attempt."""
+    attempt = job.attempt
+    assert attempt is not None and not attempt.alive
+    name = job.spec.name
+    if job.end_wish is not None and attempt.mode != "success":
+        return _end_as_wished(job, now)
+    entry = most_specific(attempt.mode, rules.policies)
+    if entry is None:
+        state = JobState.SUCCEEDED if mode_root(attempt.mode) == "success" else JobState.FAILED
+        return ev.JobEnded(at=now, job=name, state=state.value, mode=attempt.mode, reason=attempt.reason)
+    spent = job.spent.get(entry, Spent())
+    naming = next((found for found in attempt.signals if found.mode == attempt.mode), None)
+    decision = rules.policies[entry].decide(
+        EndedAttempt(
+            job=name,
+            mode=attempt.mode,
+            reason=attempt.reason,
+            attempt=attempt.number,
+            restarts=spent.total,
+            restarts_without_progress=0 if attempt.progressed else spent.without_progress,
+            progressed=attempt.progressed,
+            progress_known=rules.progress_known,
+            time_limit_s=attempt.time_limit_s,
+            fields=dict(naming.fields) if naming else {},
+        )
+    )
+    if isinstance(decision, Stop):
+        state = {"success": JobState.SUCCEEDED, "cancelled": JobState.CANCELLED}.get(
+            mode_root(attempt.mode), JobState.FAILED
+        )
+        reason = attempt.reason if state is JobState.SUCCEEDED else _join(attempt.reason, decision.why)
+        return ev.JobEnded(at=now, job=name, state=state.value, mode=attempt.mode, reason=reason, by=entry)
+    return ev.RestartScheduled(
+        at=now,
+        job=name,
+        attempt=attempt.number,
+        mode=attempt.mode,
+        entry=entry,
+        why=decision.why,
+        not_before=now + max(0.0, decision.delay_s),
+        charged=mode_root(attempt.mode) != "preempted" and not claim_lost,
+        time_limit_s=decision.time_limit_s,
+    )
+
+
+def _join(reason: str, why: str) -> str:
+    return f"{reason}; {why}" if why else reason
+
+
+# ---------------------------------------------------------------- evolve
+
+
+def evolve_all(job: Job, happened: tuple[ev.Event, ...]) -> Job:
+    for event in happened:
+        job = evolve(job, event)
+    return job
+
+
+def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event is the clearest form
+    """The job after an event that concerns it."""
+    match event:
+        case ev.JobUpdated():
+            return _updated(job, event)
+        case ev.JobUnplanned():
+            return replace(job, planned=False)
+        case ev.JobHeld():
+            return replace(job, hold=event.why)
+        case ev.EndWished():
+            wish = Cancel(why=event.why, by=event.by, mode=event.mode, at=event.at)
+            return replace(job, end_wish=wish)
+        case ev.JobRetried():
+            return _again(job)
+        case ev.RestartScheduled():
+            return _restart(job, event)
+        case ev.JobEnded():
+            return replace(
+                job,
+                state=JobState(event.state),
+                mode=event.mode,
+                reason=event.reason,
+                hold="",
+                attempts=_with_decision(job, f"{event.state}" + (f" ({event.by})" if event.by else "")),
+            )
+        case ev.AttemptPending():
+            return _on_attempt(
+                replace(job, state=JobState.PENDING),
+                event.attempt,
+                pending_reason=event.reason,
+                gone_since=None,
+            )
+        case ev.AttemptStarted():
+            return _on_attempt(
+                replace(job, state=JobState.RUNNING),
+                event.attempt,
+                phase=Phase.RUNNING,
+                started_at=event.started_at,
+                nodes=event.nodes,
+                pending_reason="",
+                gone_since=None,
+            )
+        case ev.AttemptGone():
+            return _on_attempt(replace(job, state=JobState.UNKNOWN), event.attempt, gone_since=event.at)
+        case ev.AttemptEnded():
+            return _on_attempt(
+                replace(job, state=JobState.WAITING, mode=event.mode, reason=event.reason),
+                event.attempt,
+                phase=Phase.ENDED,
+                mode=event.mode,
+                reason=event.reason,
+                exit_code=event.exit_code,
+                started_at=event.started_at,
+                ended_at=event.ended_at,
+                last_error=event.last_error,
+            )
+        case ev.CancelRequested():
+            before = job.live.cancel if job.live else None
+            tries = before.tries + 1 if before else 1
+            cancel = Cancel(why=event.why, by=event.by, mode=event.mode, at=event.at, tries=tries)
+            return _on_attempt(job, event.attempt, cancel=cancel)
+        case ev.CancelSent():
+            live = job.live
+            if live is None or live.cancel is None or live.number != event.attempt:
+                return job
+            return _on_attempt(job, event.attempt, cancel=replace(live.cancel, sent_at=event.at))
+        case ev.SignalsFound():
+            return _signals(job, event)
+        case ev.ProgressMade():
+            marks = {**job.high_water, event.counter: event.value}
+            return _on_attempt(replace(job, high_water=marks), event.attempt, progressed=True)
+        case _:
+            return job
+
+
+def _on_attempt(job: Job, number: int, **changes: object) -> Job:
+    attempts = tuple(
+        replace(attempt, **changes) if attempt.number == number else attempt  # type: ignore[arg-type]
+        for attempt in job.attempts
+    )
+    return replace(job, attempts=attempts)
+
+
+def _with_decision(job: Job, decision: str) -> tuple[Attempt, ...]:
+    if not job.attempts:
+        return ()
+    return (*job.attempts[:-1], replace(job.attempts[-1], decision=decision))
+
+
+def _updated(job: Job, event: ev.JobUpdated) -> Job:
+    if job.live is not None:
+        return replace(job, next_spec=event.spec, planned=True)
+    job = replace(job, spec=event.spec, next_spec=None, planned=True)
+    return _again(job) if event.again else job
+
+
+def _again(job: Job) -> Job:
+    """A fresh start: budgets, wishes and verdict begin anew; the history stays."""
+    last = job.attempt
+    return replace(
+        job,
+        state=JobState.WAITING,
+        mode="",
+        reason="",
+        hold="",
+        not_before=0.0,
+        spent={},
+        end_wish=None,
+        time_limit_s=None,
+        first_attempt=last.number + 1 if last else 1,
+    )
+
+
+def _restart(job: Job, event: ev.RestartScheduled) -> Job:
+    spent = dict(job.spent)
+    if event.charged:
+        last = job.attempt
+        progressed = last is not None and last.progressed
+        before = spent.get(event.entry, Spent())
+        spent[event.entry] = Spent(
+            total=before.total + 1, without_progress=1 if progressed else before.without_progress + 1
+        )
+    return replace(
+        job,
+        state=JobState.WAITING,
+        spent=spent,
+        not_before=event.not_before,
+        time_limit_s=event.time_limit_s if event.time_limit_s is not None else job.time_limit_s,
+        spec=job.next_spec or job.spec,
+        next_spec=None,
+        attempts=_with_decision(job, f"restart: {event.why}"),
+    )
+
+
+def _signals(job: Job, event: ev.SignalsFound) -> Job:
+    attempt = job.attempt
+    job = replace(
+        job, cursors={**job.cursors, event.file: event.cursor}, matches={**job.matches, **event.matches}
+    )
+    if attempt is None or attempt.number != event.attempt:
+        return job
+    known = {found.rule for found in attempt.signals}
+    fresh: list[LogSignal] = []
+    for found in event.signals:
+        if found.mode and found.rule not in known:
+            known.add(found.rule)
+            fresh.append(replace(found, at=event.at))
+    return _on_attempt(job, event.attempt, signals=attempt.signals + tuple(fresh)) if fresh else job

@@ -1,0 +1,254 @@
+"""All jobs of a session as the journal tells them, and what is decided across jobs: admission, the breaker.
+
+`Session.apply` is the only way state changes, in life as in replay; so replay is recovery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.lifecycle import evolve
+from oellm_autoexp.core.model import Attempt, Job, JobState, Phase, mode_root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSubmission:
+    """A submission whose outcome is not on disk."""
+
+    token: str
+    jobs: tuple[tuple[str, int], ...]
+    requested_at: float
+    spawned_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionState:
+    """One action for one occurrence, from intent to outcome."""
+
+    request: ev.ActionRequested
+    runs: int = 0
+    spawned_at: float | None = None
+    ended: ev.ActionEnded | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """The state of a session; made by applying its journal from the first event on."""
+
+    opened: ev.SessionOpened | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    rules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    submissions: dict[str, OpenSubmission] = field(default_factory=dict)
+    actions: dict[str, ActionState] = field(default_factory=dict)
+    #: Keys of actions without an outcome, in order.
+    open_actions: dict[str, None] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
+    blind: str = ""
+    blind_since: float = 0.0
+    breaker: ev.BreakerTripped | None = None
+    #: Early deaths per cause since the breaker was last reset: what would trip it.
+    early_deaths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    last_spawn_at: float | None = None
+    ended: ev.SessionEnded | None = None
+
+    def apply(self, event: ev.Event) -> None:  # noqa: C901 - one case per event is the clearest form
+        """Take one event in."""
+        match event:
+            case ev.SessionOpened():
+                self.opened = event
+                self.ended = None
+            case ev.RulesSet():
+                self.rules[event.rules] = event.config
+            case ev.SessionEnded():
+                self.ended = event
+            case ev.Blinded():
+                self.blind, self.blind_since = event.reason, event.at
+            case ev.Sighted():
+                self.blind = ""
+            case ev.BreakerTripped():
+                self.breaker = event
+            case ev.BreakerReset():
+                self.breaker = None
+                self.early_deaths.clear()
+            case ev.CommandAnswered():
+                self.answered.add(event.command)
+            case ev.JobAdded():
+                self.jobs[event.spec.name] = Job(spec=event.spec)
+                self.ended = None
+            case ev.SubmitRequested():
+                self._requested(event)
+            case ev.SubmitSpawned():
+                self._spawned(event)
+            case ev.SubmitAccepted():
+                self._accepted(event)
+            case ev.SubmitRefused():
+                self._refused(event)
+            case ev.ActionRequested():
+                self.actions[event.key] = ActionState(request=event)
+                self.open_actions[event.key] = None
+            case ev.ActionSpawned():
+                before = self.actions[event.key]
+                self.actions[event.key] = replace(before, runs=event.run, spawned_at=event.at)
+            case ev.ActionEnded():
+                self.actions[event.key] = replace(self.actions[event.key], ended=event)
+                self.open_actions.pop(event.key, None)
+            case _:
+                name: str = getattr(event, "job")  # noqa: B009 - every event left names a job
+                job = evolve(self.jobs[name], event)
+                self.jobs[name] = job
+                if isinstance(event, ev.JobEnded):
+                    self._count_early_death(job)
+                elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
+                    self.ended = None
+
+    # ---- submissions
+
+    def _requested(self, event: ev.SubmitRequested) -> None:
+        self.submissions[event.token] = OpenSubmission(
+            token=event.token, jobs=event.jobs, requested_at=event.at
+        )
+        for task, (name, number) in enumerate(event.jobs):
+            job = self.jobs[name]
+            limit = job.time_limit_s if job.time_limit_s is not None else job.spec.resources.time_limit_s
+            attempt = Attempt(
+                number=number,
+                token=event.token,
+                task=task,
+                requested_at=event.at,
+                time_limit_s=limit,
+                log_path=job.spec.log_of(number),
+            )
+            cursors = {file: cursor for file, cursor in job.cursors.items() if file != "log"}
+            self.jobs[name] = replace(
+                job,
+                attempts=(*job.attempts, attempt),
+                state=JobState.SUBMITTED,
+                hold="",
+                cursors=cursors,
+                matches={},
+            )
+
+    def _each(self, token: str) -> Iterable[tuple[Job, Attempt]]:
+        for name, number in self.submissions[token].jobs:
+            job = self.jobs[name]
+            yield job, next(attempt for attempt in job.attempts if attempt.number == number)
+
+    def _put(self, job: Job, attempt: Attempt) -> None:
+        attempts = tuple(attempt if old.number == attempt.number else old for old in job.attempts)
+        self.jobs[job.spec.name] = replace(job, attempts=attempts)
+
+    def _spawned(self, event: ev.SubmitSpawned) -> None:
+        self.submissions[event.token] = replace(self.submissions[event.token], spawned_at=event.at)
+        self.last_spawn_at = event.at
+        for job, attempt in list(self._each(event.token)):
+            self._put(job, replace(attempt, phase=Phase.SPAWNED, spawned_at=event.at))
+
+    def _accepted(self, event: ev.SubmitAccepted) -> None:
+        by_task = {ref.task: ref for ref in event.refs}
+        for job, attempt in list(self._each(event.token)):
+            ref = by_task.get(attempt.task)
+            if ref is None:
+                # This task of the submission never came to be: the job waits as before.
+                self._withdraw(job, attempt, not_before=0.0, hold="")
+            else:
+                self._put(job, replace(attempt, phase=Phase.ACCEPTED, ref=ref, accepted_at=event.at))
+        del self.submissions[event.token]
+
+    def _refused(self, event: ev.SubmitRefused) -> None:
+        for job, attempt in list(self._each(event.token)):
+            self._withdraw(job, attempt, not_before=event.retry_at, hold=event.reason)
+        del self.submissions[event.token]
+
+    def _withdraw(self, job: Job, attempt: Attempt, *, not_before: float, hold: str) -> None:
+        attempts = tuple(old for old in job.attempts if old.number != attempt.number)
+        self.jobs[job.spec.name] = replace(
+            job, attempts=attempts, state=JobState.WAITING, not_before=not_before, hold=hold
+        )
+
+    # ---- views
+
+    def _count_early_death(self, job: Job) -> None:
+        attempt = job.attempt
+        if attempt is None or job.state is not JobState.FAILED or attempt.progressed:
+            return
+        if mode_root(job.mode) != "crash":
+            return
+        cause = f"{job.mode}: {attempt.last_error}" if attempt.last_error else job.mode
+        jobs = self.early_deaths.get(cause, ())
+        if job.spec.name not in jobs:
+            self.early_deaths[cause] = (*jobs, job.spec.name)
+
+    @property
+    def live(self) -> int:
+        """How many attempts may be able to run."""
+        return sum(1 for job in self.jobs.values() if job.live is not None)
+
+    @property
+    def all_ended(self) -> bool:
+        return all(job.state.ended for job in self.jobs.values())
+
+
+# ---------------------------------------------------------------- across jobs
+
+
+def token_of(nonce: str, jobs: Sequence[tuple[str, int]]) -> str:
+    """The token of a submission: the same jobs and attempt numbers of a session give the same token."""
+    text = json.dumps([nonce, [list(pair) for pair in jobs]], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hold_reason(session: Session) -> str:
+    """Why no waiting job of the session may be submitted now; "" when they may."""
+    if session.breaker is not None:
+        return f"breaker: {len(session.breaker.jobs)} jobs died early of `{session.breaker.cause}`"
+    return ""
+
+
+def admit(
+    session: Session,
+    ready: Sequence[Job],
+    now: float,
+    *,
+    max_jobs: int | None,
+    max_array_size: int,
+    submit_rate_limit_s: float | None,
+) -> tuple[ev.SubmitRequested, ...]:
+    """The submissions that fit: in plan order, within the slots, at the allowed rate.
+
+    With arrays one submission takes all that fit; otherwise each job is one.
+    """
+    assert session.opened is not None
+    free = len(ready) if max_jobs is None else max(0, max_jobs - session.live)
+    chosen = sorted(ready, key=lambda job: job.spec.index)[:free]
+    size = max(1, max_array_size)
+    blocks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    if submit_rate_limit_s:
+        waited = session.last_spawn_at is None or now - session.last_spawn_at >= submit_rate_limit_s
+        blocks = blocks[:1] if waited and not session.submissions else []
+    out = []
+    for block in blocks:
+        pairs = tuple((job.spec.name, _next_number(job)) for job in block)
+        out.append(ev.SubmitRequested(at=now, token=token_of(session.opened.nonce, pairs), jobs=pairs))
+    return tuple(out)
+
+
+def _next_number(job: Job) -> int:
+    return job.attempts[-1].number + 1 if job.attempts else 1
+
+
+def breaker(session: Session, threshold: int | None, now: float) -> tuple[ev.Event, ...]:
+    """Hold the rest of a sweep when several jobs died early of the same cause."""
+    if threshold is None or session.breaker is not None:
+        return ()
+    waiting = any(not job.state.ended and job.live is None for job in session.jobs.values())
+    if not waiting:
+        return ()
+    for cause, jobs in session.early_deaths.items():
+        if len(jobs) >= threshold:
+            return (ev.BreakerTripped(at=now, cause=cause, jobs=jobs),)
+    return ()

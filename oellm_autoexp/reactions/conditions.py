@@ -1,0 +1,134 @@
+"""Gates for the start, the cancel and the finish of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from compoconf import ConfigInterface, register
+
+from oellm_autoexp.config.sockets import (
+    AllOf,
+    AnyOf,
+    Check,
+    CommandCheck,
+    ConditionConfig,
+    ConditionInterface,
+    FileCheck,
+    Not,
+    made,
+)
+from oellm_autoexp.core.model import Scalar
+from oellm_autoexp.reactions.fields import fill, fill_command
+
+
+@dataclass(kw_only=True)
+class CommandConditionConfig(ConfigInterface):
+    """`command`: a shell command, or an argv (a list); `{name}`, `{output_dir}`, … are filled in."""
+
+    command: str | list[str]
+    timeout_seconds: float = 60.0
+
+
+@register
+class CommandCondition(ConditionInterface):
+    """Holds when the command prints `1`, or exits 0 and prints nothing."""
+
+    config: CommandConditionConfig
+    config_class = CommandConditionConfig
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        command = fill_command(self.config.command, fields)
+        return CommandCheck(command=command, timeout_s=self.config.timeout_seconds)
+
+
+@dataclass(kw_only=True)
+class FileExistsConditionConfig(ConfigInterface):
+    path: str
+
+
+@register
+class FileExistsCondition(ConditionInterface):
+    """Holds while the path exists."""
+
+    config: FileExistsConditionConfig
+    config_class = FileExistsConditionConfig
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        return FileCheck(pattern=_escape(fill(self.config.path, fields)))
+
+
+@dataclass(kw_only=True)
+class GlobConditionConfig(ConfigInterface):
+    pattern: str
+    at_least: int = 1
+
+
+@register
+class GlobCondition(ConditionInterface):
+    """Holds while at least `at_least` paths match."""
+
+    config: GlobConditionConfig
+    config_class = GlobConditionConfig
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        return FileCheck(pattern=fill(self.config.pattern, fields), at_least=self.config.at_least)
+
+
+def _escape(path: str) -> str:
+    return "".join(f"[{char}]" if char in "*?[" else char for char in path)
+
+
+@dataclass(kw_only=True)
+class AllConditionConfig(ConfigInterface):
+    conditions: list[ConditionConfig] = field(default_factory=list)
+
+
+@register
+class AllCondition(ConditionInterface):
+    """Holds when every one holds."""
+
+    config: AllConditionConfig
+    config_class = AllConditionConfig
+
+    def __init__(self, config: AllConditionConfig) -> None:
+        super().__init__(config)
+        self._conditions = [made(ConditionInterface, entry) for entry in config.conditions]
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        return AllOf(checks=tuple(condition.check(fields) for condition in self._conditions))
+
+
+@register
+class AnyCondition(ConditionInterface):
+    """Holds when at least one holds."""
+
+    config: AllConditionConfig
+    config_class = AllConditionConfig
+
+    def __init__(self, config: AllConditionConfig) -> None:
+        super().__init__(config)
+        self._conditions = [made(ConditionInterface, entry) for entry in config.conditions]
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        return AnyOf(checks=tuple(condition.check(fields) for condition in self._conditions))
+
+
+@dataclass(kw_only=True)
+class NotConditionConfig(ConfigInterface):
+    condition: ConditionConfig
+
+
+@register
+class NotCondition(ConditionInterface):
+    """Holds when the other is known not to hold."""
+
+    config: NotConditionConfig
+    config_class = NotConditionConfig
+
+    def __init__(self, config: NotConditionConfig) -> None:
+        super().__init__(config)
+        self._condition = made(ConditionInterface, config.condition)
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        return Not(check=self._condition.check(fields))

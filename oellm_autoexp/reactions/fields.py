@@ -1,0 +1,44 @@
+"""`{field}` placeholders in commands and texts of actions and conditions."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from oellm_autoexp.core.model import Scalar
+
+# `{{` and `}}` are literal braces; `${…}` is the shell's; a name is what a named group or parameter can be.
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|(?<!\$)\{([A-Za-z_][A-Za-z0-9_.]*)\}")
+
+
+def names(text: str | Sequence[str]) -> frozenset[str]:
+    """The fields that a text (or argv) reads."""
+    parts = [text] if isinstance(text, str) else text
+    return frozenset(
+        match.group(1) for part in parts for match in _PLACEHOLDER.finditer(part) if match.group(1)
+    )
+
+
+def fill(text: str, fields: Mapping[str, Scalar], *, quote: bool = False) -> str:
+    """The text with its placeholders filled; with `quote` each value is one word to a shell.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match.group() in ("{{", "}}"):
+            return match.group()[0]
+        found = fields[match.group(1)]
+        plain = "" if found is None else str(found)
+        return shlex.quote(plain) if quote else plain
+
+    return _PLACEHOLDER.sub(value, text)
+
+
+def fill_command(command: str | Sequence[str], fields: Mapping[str, Scalar]) -> str | tuple[str, ...]:
+    """A shell command with quoted values, or an argv with plain ones."""
+    if isinstance(command, str):
+        return fill(command, fields, quote=True)
+    return tuple(fill(part, fields) for part in command)
