@@ -7,7 +7,7 @@ facts or decisions; the host acts. `class_name` selects it in a config.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -33,7 +33,7 @@ class Plugin(RegistrableConfigInterface):
         self.config = config
 
 
-def made(socket: type[P], config: ConfigInterface, **context: Any) -> P:
+def made(socket: Callable[..., P], config: ConfigInterface, **context: Any) -> P:
     """The plug-in that a parsed config selects, made with that config."""
     plugin: P = config.instantiate(socket, **context)  # type: ignore[no-untyped-call]
     return plugin

@@ -122,12 +122,17 @@ class EndActionConfig(ActionBaseConfig):
     message: str = ""
 
 
+@dataclass(kw_only=True)
+class CancelActionConfig(EndActionConfig):
+    """Why the job is cancelled."""
+
+
 @register
 class CancelAction(ActionInterface):
     """Cancel the job; it stays cancelled."""
 
-    config: EndActionConfig
-    config_class = EndActionConfig
+    config: CancelActionConfig
+    config_class = CancelActionConfig
 
     def deed(self, fields: Mapping[str, Scalar]) -> Deed:
         why = fill(self.config.message, fields) or "a log signal asked for it"
@@ -137,12 +142,17 @@ class CancelAction(ActionInterface):
         return names(self.config.message)
 
 
+@dataclass(kw_only=True)
+class FinishActionConfig(EndActionConfig):
+    """Why the job is done."""
+
+
 @register
 class FinishAction(ActionInterface):
     """End the job as a success."""
 
-    config: EndActionConfig
-    config_class = EndActionConfig
+    config: FinishActionConfig
+    config_class = FinishActionConfig
 
     def deed(self, fields: Mapping[str, Scalar]) -> Deed:
         why = fill(self.config.message, fields) or "a log signal says that it is done"

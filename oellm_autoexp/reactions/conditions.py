@@ -99,14 +99,19 @@ class AllCondition(ConditionInterface):
         return AllOf(checks=tuple(condition.check(fields) for condition in self._conditions))
 
 
+@dataclass(kw_only=True)
+class AnyConditionConfig(ConfigInterface):
+    conditions: list[ConditionConfig] = field(default_factory=list)
+
+
 @register
 class AnyCondition(ConditionInterface):
     """Holds when at least one holds."""
 
-    config: AllConditionConfig
-    config_class = AllConditionConfig
+    config: AnyConditionConfig
+    config_class = AnyConditionConfig
 
-    def __init__(self, config: AllConditionConfig) -> None:
+    def __init__(self, config: AnyConditionConfig) -> None:
         super().__init__(config)
         self._conditions = [made(ConditionInterface, entry) for entry in config.conditions]
 

@@ -14,7 +14,7 @@ from oellm_autoexp.core.verdict import format_duration
 
 
 @dataclass(kw_only=True)
-class AlwaysRestartPolicyConfig(ConfigInterface):
+class RestartBudget(ConfigInterface):
     """Restart within budgets.
 
     `max_retries`: N is N restarts in all; None: no such limit.
@@ -39,6 +39,11 @@ class AlwaysRestartPolicyConfig(ConfigInterface):
             raise ValueError(f"backoff_factor must be at least 1, got {self.backoff_factor}")
 
 
+@dataclass(kw_only=True)
+class AlwaysRestartPolicyConfig(RestartBudget):
+    """The budgets and the back-off."""
+
+
 @register
 class AlwaysRestartPolicy(RestartPolicyInterface):
     """Restart until a budget is used up."""
@@ -47,26 +52,30 @@ class AlwaysRestartPolicy(RestartPolicyInterface):
     config_class = AlwaysRestartPolicyConfig
 
     def decide(self, ended: EndedAttempt) -> Restart | Stop:
-        limit = self.config.max_retries
-        if limit is not None and ended.restarts >= limit:
-            return Stop(
-                why=f"all {limit} restarts for {ended.mode} are used up" if limit else "no restarts allowed"
-            )
-        fruitless = self.config.max_retries_without_progress
-        if ended.progress_known and fruitless is not None and ended.restarts_without_progress >= fruitless:
-            return Stop(why=f"{fruitless} restarts for {ended.mode} in a row made no progress")
-        used = f"{ended.restarts + 1}" + (f" of {limit}" if limit is not None else "")
-        delay = min(
-            self.config.backoff_seconds
-            * self.config.backoff_factor ** min(ended.restarts_without_progress, 32),
-            self.config.backoff_max_seconds,
+        return within(self.config, ended)
+
+
+def within(budget: RestartBudget, ended: EndedAttempt) -> Restart | Stop:
+    """Restart while the budget lasts."""
+    limit = budget.max_retries
+    if limit is not None and ended.restarts >= limit:
+        return Stop(
+            why=f"all {limit} restarts for {ended.mode} are used up" if limit else "no restarts allowed"
         )
-        wait = f" in {delay:g} s" if delay else ""
-        return Restart(why=f"restart {used} after {ended.mode}{wait}", delay_s=delay)
+    fruitless = budget.max_retries_without_progress
+    if ended.progress_known and fruitless is not None and ended.restarts_without_progress >= fruitless:
+        return Stop(why=f"{fruitless} restarts for {ended.mode} in a row made no progress")
+    used = f"{ended.restarts + 1}" + (f" of {limit}" if limit is not None else "")
+    delay = min(
+        budget.backoff_seconds * budget.backoff_factor ** min(ended.restarts_without_progress, 32),
+        budget.backoff_max_seconds,
+    )
+    wait = f" in {delay:g} s" if delay else ""
+    return Restart(why=f"restart {used} after {ended.mode}{wait}", delay_s=delay)
 
 
 @dataclass(kw_only=True)
-class AdjustTimeLimitPolicyConfig(AlwaysRestartPolicyConfig):
+class AdjustTimeLimitPolicyConfig(RestartBudget):
     """As AlwaysRestartPolicy, and each restart gets `minutes` more, up to `max_minutes` (None: unbounded)."""
 
     minutes: float = 30.0
@@ -82,17 +91,16 @@ class AdjustTimeLimitPolicyConfig(AlwaysRestartPolicyConfig):
 
 
 @register
-class AdjustTimeLimitPolicy(AlwaysRestartPolicy):
+class AdjustTimeLimitPolicy(RestartPolicyInterface):
     """Restart with a longer time limit."""
 
     config: AdjustTimeLimitPolicyConfig
     config_class = AdjustTimeLimitPolicyConfig
 
     def decide(self, ended: EndedAttempt) -> Restart | Stop:
-        decision = super().decide(ended)
+        decision = within(self.config, ended)
         if isinstance(decision, Stop) or ended.time_limit_s is None:
             return decision
-        assert isinstance(self.config, AdjustTimeLimitPolicyConfig)
         limit = ended.time_limit_s + round(self.config.minutes * 60)
         if self.config.max_minutes is not None:
             limit = max(ended.time_limit_s, min(limit, round(self.config.max_minutes * 60)))
