@@ -348,6 +348,8 @@ class ActionSpawned(Event):
     kind: ClassVar[str] = "action_spawned"
     key: str
     run: int
+    #: For an append: the size of the file before it, so that a repeated one can be recognised.
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

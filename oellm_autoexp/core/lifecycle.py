@@ -71,8 +71,10 @@ class Observation:
     #: This tick's answer of the scheduler about the live attempt; None: not asked, or no answer.
     fact: SchedulerFact | None = None
     exit: ExitRecord | None = None
-    #: The log has been read to its end after the end of the attempt was seen.
+    #: The log has been read to its end, and the success command has answered, after the end was seen.
     drained: bool = False
+    #: The success command (`termination_command`) holds.
+    confirmed: bool = False
     #: Seconds of observed silence / of a counter standing still, while RUNNING was answered.
     quiet_s: float = 0.0
     still_s: float = 0.0
@@ -119,9 +121,9 @@ def _wish(job: Job, seen: Observation) -> tuple[ev.Event, ...]:
 
 def _decide_waiting(job: Job, seen: Observation, wish: tuple[ev.Event, ...]) -> tuple[ev.Event, ...]:
     job = evolve_all(job, wish)
-    if job.end_wish is None:
-        return wish
-    return (*wish, _end_as_wished(job, seen.now))
+    if job.end_wish is not None:
+        return (*wish, _end_as_wished(job, seen.now))
+    return wish
 
 
 def _end_as_wished(job: Job, now: float) -> ev.JobEnded:
@@ -228,6 +230,7 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple
             last_error=seen.last_error,
             ended_at=ended_at,
             success_needs_signal=rules.success_needs_signal,
+            confirmed=seen.confirmed,
             acting=rules.acting.keys(),
             startup_grace_s=rules.startup_grace_s,
         )
@@ -401,7 +404,9 @@ def _with_decision(job: Job, decision: str) -> tuple[Attempt, ...]:
 
 def _updated(job: Job, event: ev.JobUpdated) -> Job:
     if job.live is not None:
-        return replace(job, next_spec=event.spec, planned=True)
+        # Rules apply at once; what it computes and asks for, from the next attempt on.
+        spec = replace(job.spec, rules=event.spec.rules)
+        return replace(job, spec=spec, next_spec=event.spec, planned=True)
     job = replace(job, spec=event.spec, next_spec=None, planned=True)
     return _again(job) if event.again else job
 

@@ -222,6 +222,8 @@ class LogSignal:
     fields: Mapping[str, Scalar] = field(default_factory=dict)
     mode: str = ""
     priority: int = 0
+    #: The actions that this occurrence fires, each once.
+    actions: tuple[str, ...] = ()
     #: When it was journaled.
     at: float = 0.0
 

@@ -33,6 +33,7 @@ class ActionState:
     request: ev.ActionRequested
     runs: int = 0
     spawned_at: float | None = None
+    position: int | None = None
     ended: ev.ActionEnded | None = None
 
 
@@ -89,11 +90,12 @@ class Session:
             case ev.SubmitRefused():
                 self._refused(event)
             case ev.ActionRequested():
-                self.actions[event.key] = ActionState(request=event)
-                self.open_actions[event.key] = None
+                self._request_action(event)
             case ev.ActionSpawned():
                 before = self.actions[event.key]
-                self.actions[event.key] = replace(before, runs=event.run, spawned_at=event.at)
+                self.actions[event.key] = replace(
+                    before, runs=event.run, spawned_at=event.at, position=event.position
+                )
             case ev.ActionEnded():
                 self.actions[event.key] = replace(self.actions[event.key], ended=event)
                 self.open_actions.pop(event.key, None)
@@ -101,10 +103,18 @@ class Session:
                 name: str = getattr(event, "job")  # noqa: B009 - every event left names a job
                 job = evolve(self.jobs[name], event)
                 self.jobs[name] = job
-                if isinstance(event, ev.JobEnded):
+                if isinstance(event, ev.SignalsFound):
+                    for request in actions_of(job, event):
+                        self._request_action(request)
+                elif isinstance(event, ev.JobEnded):
                     self._count_early_death(job)
                 elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
                     self.ended = None
+
+    def _request_action(self, event: ev.ActionRequested) -> None:
+        if event.key not in self.actions:
+            self.actions[event.key] = ActionState(request=event)
+            self.open_actions[event.key] = None
 
     # ---- submissions
 
@@ -191,6 +201,22 @@ class Session:
     @property
     def all_ended(self) -> bool:
         return all(job.state.ended for job in self.jobs.values())
+
+
+def actions_of(job: Job, event: ev.SignalsFound) -> Iterable[ev.ActionRequested]:
+    """The actions that signals fire: part of the signals' own record, so neither can be without the other."""
+    for found in event.signals:
+        for action in found.actions:
+            yield ev.ActionRequested(
+                at=event.at,
+                key=f"{event.job}:{event.attempt}:{found.key}:{action}",
+                action=action,
+                job=event.job,
+                attempt=event.attempt,
+                rule=found.rule,
+                rules=job.spec.rules,
+                fields={**found.fields, "line": found.line},
+            )
 
 
 # ---------------------------------------------------------------- across jobs

@@ -53,6 +53,8 @@ class Case:
     ended_at: float = 0.0
     #: Exit 0 is not enough: a success signal, string or command must have said so.
     success_needs_signal: bool = False
+    #: The success command said so.
+    confirmed: bool = False
     #: Rules whose error mode counts even if the command exits 0.
     acting: Collection[str] = ()
     startup_grace_s: float = 900.0
@@ -114,6 +116,8 @@ def _named_by_a_signal(case: Case) -> Answer:
 def _exit_zero(case: Case) -> Answer:
     if case.code != 0:
         return None
+    if case.confirmed:
+        return "success", "exit 0 and the termination command holds"
     if any(mode_root(found.mode) == "success" for found in case.attempt.signals):
         return "success", "exit 0 after the success signal"
     if case.cause == "timeout":
