@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -93,3 +94,30 @@ class SubmitDeferred(AutoexpError):
 
 class SubmitUnclear(AutoexpError):
     """The submission may or may not have been accepted; it must be looked up by its token."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that a mistyped one most likely means; "" when none is near.
+
+    >>> nearest("slurm.sbatch.node", ["lr", "slurm.sbatch.nodes"]), nearest("nodes", ["slurm.sbatch.nodes"])
+    ('slurm.sbatch.nodes', 'slurm.sbatch.nodes')
+    """
+    names = list(known)
+    # `nodes` for `slurm.sbatch.nodes`: the end of a dotted key is what people remember.
+    for other in names:
+        if other.endswith(f".{name}"):
+            return other
+    lowered = {other.lower(): other for other in reversed(names)}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return lowered[close[0]] if close else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, else the list of them (at most a dozen)."""
+    names = list(known)
+    near = nearest(name, names)
+    if near:
+        return f"did you mean `{near}`?"
+    if not names:
+        return ""
+    return "known here: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")

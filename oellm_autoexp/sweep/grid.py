@@ -1,0 +1,436 @@
+"""The declaration of a sweep and its points, one after the other.
+
+Two ways to write the same thing. `axes`: a mapping is the product of its keys, a list holds alternatives
+(values, or mappings that are expanded in turn), nesting joins keys with dots. Groups: `params` are read
+like axes, `configs` are alternatives of several keys at once, `groups` nest; `type: product` multiplies
+these parts, `type: list` puts one after the other. A list *within* a list of alternatives is a value.
+
+Points are made on demand: a product of a million points costs no memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
+from oellm_autoexp.sweep.filters import Filter, compile_filter
+from oellm_autoexp.sweep.scalars import kind_of
+
+Values = dict[str, Any]
+
+#: Deeper nesting is a mistake (and would exhaust the stack).
+MAX_DEPTH = 40
+
+_PARTS = ("params", "configs", "groups")
+_GROUP_KEYS = ("type", *_PARTS, "defaults", "filter")
+_SWEEP_KEYS = ("axes", "base_values", *_GROUP_KEYS, "name_template", "store_sweep_json")
+_KEY = re.compile(r"[^\s.{}$:!,\[\]\"']+(\.[^\s.{}$:!,\[\]\"']+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination. `values` are in the order of their declaration and belong to the receiver."""
+
+    index: int
+    values: Values
+
+
+# ---------------------------------------------------------------- what a declaration is made of
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A part of a sweep: its keys in order, those of them that tell its points apart, how many it has."""
+
+    keys: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    size: int = 1
+    filtered: bool = False
+
+    def points(self) -> Iterator[Values]:
+        yield {}
+
+
+@dataclass(frozen=True)
+class _Alternatives(_Node):
+    """The values of one key."""
+
+    values: Sequence[Any] = ()
+
+    def points(self) -> Iterator[Values]:
+        key = self.keys[0]
+        for value in self.values:
+            yield {key: value}
+
+
+@dataclass(frozen=True)
+class _Fixed(_Node):
+    """Several keys with one value each."""
+
+    values: Mapping[str, Any] = ()  # type: ignore[assignment]
+
+    def points(self) -> Iterator[Values]:
+        yield dict(self.values)
+
+
+@dataclass(frozen=True)
+class _Product(_Node):
+    parts: Sequence[_Node] = ()
+
+    def points(self) -> Iterator[Values]:
+        return self._from(0, {})
+
+    def _from(self, start: int, before: Values) -> Iterator[Values]:
+        last = start == len(self.parts) - 1
+        for values in self.parts[start].points():
+            joined = {**before, **values}
+            if last:
+                yield joined
+            else:
+                yield from self._from(start + 1, joined)
+
+
+@dataclass(frozen=True)
+class _Union(_Node):
+    parts: Sequence[_Node] = ()
+
+    def points(self) -> Iterator[Values]:
+        for part in self.parts:
+            yield from part.points()
+
+
+@dataclass(frozen=True)
+class _Group(_Node):
+    """A part with values under it, and filters that see these and what lies further below."""
+
+    body: _Node = _Node()
+    below: Mapping[str, Any] = ()  # type: ignore[assignment]
+    defaults: Mapping[str, Any] = ()  # type: ignore[assignment]
+    filters: Sequence[Filter] = ()
+
+    def points(self) -> Iterator[Values]:
+        for values in self.body.points():
+            own = {**self.defaults, **values}
+            if self.filters:
+                seen = {**self.below, **own}
+                if not all(holds(seen) for holds in self.filters):
+                    continue
+            yield own
+
+
+def _merged(names: Iterator[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for some in names for name in some))
+
+
+def _product(parts: Sequence[_Node]) -> _Node:
+    if len(parts) < 2:
+        return parts[0] if parts else _Node()
+    size = 1
+    for part in parts:
+        size *= part.size
+    return _Product(**_about(parts), size=size, parts=parts)
+
+
+def _union(parts: Sequence[_Node]) -> _Node:
+    if len(parts) == 1:
+        return parts[0]
+    return _Union(**_about(parts), size=sum(part.size for part in parts), parts=parts)
+
+
+def _about(parts: Sequence[_Node]) -> dict[str, Any]:
+    return {
+        "keys": _merged(part.keys for part in parts),
+        "labels": _merged(part.labels for part in parts),
+        "filtered": any(part.filtered for part in parts),
+    }
+
+
+# ---------------------------------------------------------------- reading a declaration
+
+
+class _Reader:
+    """Reads a declaration and gathers every mistake in it."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def fault(self, key: str, what: str, value: Any = "", hint: str = "") -> None:
+        text = "" if value == "" else repr(value)[:200]
+        self.faults.append(Fault(key=key, what=what, value=text, hint=hint))
+
+    def unknown(self, section: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
+        for key in section:
+            if key not in known:
+                self.fault(f"{place}.{key}", "unknown key", hint=did_you_mean(str(key), known))
+
+    def mapping(self, section: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any]:
+        """The mapping under `key`; null and a missing key are an empty one."""
+        value = section.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self.fault(f"{place}.{key}", f"must be a mapping, not a {kind_of(value)}", value)
+            return {}
+        return value
+
+    def items(self, section: Mapping[str, Any], key: str, place: str) -> Sequence[Any]:
+        """The list under `key`; null and a missing key are an empty one, an empty list is a mistake."""
+        value = section.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self.fault(f"{place}.{key}", f"must be a list, not a {kind_of(value)}", value)
+            return ()
+        if not value:
+            self.fault(f"{place}.{key}", "is empty, so the sweep would have no points")
+        return value
+
+    def key(self, key: Any, prefix: str, place: str) -> str:
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            self.fault(
+                place, "not usable as a key of a sweep", key, "use names such as lr or slurm.sbatch.nodes"
+            )
+            return f"{prefix}.invalid" if prefix else "invalid"
+        return f"{prefix}.{key}" if prefix else key
+
+    def value(self, value: Any, place: str) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self.value(item, place) for item in value]
+        if isinstance(value, Mapping):
+            return {key: self.value(item, place) for key, item in value.items()}
+        if value is not None and not isinstance(value, (str, int, float, bool)):
+            self.fault(place, f"a {kind_of(value)} cannot be swept", value, "quote it to make it text")
+        return value
+
+    # ---- axes
+
+    def axes(self, axes: Any, place: str, prefix: str = "", apart: bool = False, depth: int = 0) -> _Node:
+        """Axes under `prefix`; `apart`: they lie within alternatives, so every key tells points apart."""
+        if depth > MAX_DEPTH:
+            self.fault(place, f"nested more than {MAX_DEPTH} deep")
+            return _Node()
+        if isinstance(axes, Mapping):
+            parts = []
+            for key, below in axes.items():
+                inner = f"{place}.{key}"
+                parts.append(self.axes(below, inner, self.key(key, prefix, inner), apart, depth + 1))
+            return self.product(parts, place)
+        if isinstance(axes, (list, tuple)):
+            return self.alternatives(axes, place, prefix, depth)
+        if not prefix:
+            if axes is not None:
+                self.fault(place, f"must be a mapping of keys to values, not a {kind_of(axes)}", axes)
+            return _Node()
+        value = self.value(axes, place)
+        return _Alternatives(keys=(prefix,), labels=(prefix,) if apart else (), values=(value,))
+
+    def alternatives(self, items: Sequence[Any], place: str, prefix: str, depth: int) -> _Node:
+        if not items:
+            self.fault(place, "has no values, so the sweep would have no points")
+            return _Node()
+        if not any(isinstance(item, Mapping) for item in items) and prefix:
+            values = [self.value(item, place) for item in items]
+            return _Alternatives(keys=(prefix,), labels=(prefix,), size=len(values), values=values)
+        parts = []
+        for number, item in enumerate(items):
+            inner = f"{place}.{number}"
+            if isinstance(item, Mapping) or not prefix:
+                parts.append(self.axes(item, inner, prefix, True, depth + 1))
+            else:
+                value = self.value(item, inner)
+                parts.append(_Alternatives(keys=(prefix,), labels=(prefix,), values=(value,)))
+        return _union(parts)
+
+    def product(self, parts: Sequence[_Node], place: str) -> _Node:
+        seen: set[str] = set()
+        for part in parts:
+            for key in part.keys:
+                if key in seen:
+                    self.fault(
+                        place,
+                        f"`{key}` is swept twice in one product",
+                        hint="keep one of the two declarations",
+                    )
+            seen.update(part.keys)
+        return _product(parts)
+
+    # ---- groups
+
+    def fixed(self, mapping: Mapping[Any, Any], place: str, prefix: str = "", depth: int = 0) -> Values:
+        """Nested mappings with their keys joined; every other value stands as it is."""
+        if depth > MAX_DEPTH:
+            self.fault(place, f"nested more than {MAX_DEPTH} deep")
+            return {}
+        flat: Values = {}
+        for key, value in mapping.items():
+            inner = f"{place}.{key}"
+            dotted = self.key(key, prefix, inner)
+            if isinstance(value, Mapping) and value:
+                added = self.fixed(value, inner, dotted, depth + 1)
+            else:
+                added = {dotted: self.value(value, inner)}
+            for name in added.keys() & flat.keys():
+                self.fault(inner, f"`{name}` is given twice", hint="keep one of the two")
+            flat.update(added)
+        return flat
+
+    def group(self, group: Any, place: str, below: Mapping[str, Any], depth: int = 0) -> _Node:
+        if not isinstance(group, Mapping):
+            self.fault(
+                place,
+                f"a group must be a mapping, not a {kind_of(group)}",
+                group,
+                "write `- params: {lr: [1, 2]}`",
+            )
+            return _Node()
+        if depth > MAX_DEPTH:
+            self.fault(place, f"nested more than {MAX_DEPTH} deep")
+            return _Node()
+        self.unknown(group, _SWEEP_KEYS if depth == 0 else _GROUP_KEYS, place)
+        defaults = self.fixed(self.mapping(group, "defaults", place), f"{place}.defaults")
+        under = {**below, **defaults}
+        parts = []
+        if depth == 0 and group.get("axes") is not None:
+            parts.append(self.axes(group["axes"], f"{place}.axes"))
+        if group.get("params") is not None:
+            parts.append(self.axes(self.mapping(group, "params", place), f"{place}.params"))
+        if group.get("configs") is not None:
+            parts.append(self.configs(group, place))
+        inner = [
+            self.group(item, f"{place}.groups.{number}", under, depth + 1)
+            for number, item in enumerate(self.items(group, "groups", place))
+        ]
+        body = self.composed(group, [*parts, *inner], place)
+        keys = _merged(iter([tuple(defaults), body.keys]))
+        filters = self.filters(group, place, (*below, *keys))
+        return _Group(
+            keys=keys,
+            labels=body.labels,
+            size=body.size,
+            filtered=body.filtered or bool(filters),
+            body=body,
+            below=below,
+            defaults=defaults,
+            filters=filters,
+        )
+
+    def configs(self, group: Mapping[str, Any], place: str) -> _Node:
+        parts = []
+        for number, item in enumerate(self.items(group, "configs", place)):
+            inner = f"{place}.configs.{number}"
+            if item is not None and not isinstance(item, Mapping):
+                self.fault(inner, f"must be a mapping of keys to values, not a {kind_of(item)}", item)
+                continue
+            values = self.fixed(item or {}, inner)
+            parts.append(_Fixed(keys=tuple(values), labels=tuple(values), values=values))
+        return _union(parts) if parts else _Node()
+
+    def composed(self, group: Mapping[str, Any], parts: Sequence[_Node], place: str) -> _Node:
+        kind = group.get("type", "product")
+        if kind == "list":
+            return _union(parts) if parts else _Node()
+        if kind != "product":
+            self.fault(f"{place}.type", "must be product or list", kind)
+        return self.product(parts, place)
+
+    def filters(self, group: Mapping[str, Any], place: str, names: Sequence[str]) -> Sequence[Filter]:
+        given = group.get("filter")
+        texts = given if isinstance(given, list) else [] if given is None else [given]
+        filters = []
+        for number, text in enumerate(texts):
+            key = f"{place}.filter.{number}" if isinstance(given, list) else f"{place}.filter"
+            try:
+                filters.append(compile_filter(text, names, key=key))
+            except ConfigError as error:
+                self.faults += error.faults
+        return filters
+
+
+class Grid:
+    """A sweep that was read and found well-formed.
+
+    `keys`: every key that a point may have, in order; `labels`: those that tell points apart (declared with
+    alternatives, even if only one), which the default name shows; `size`: the points before filters;
+    `reads`: the keys that filters look at.
+
+    Raises:
+        ConfigError: every mistake in the declaration.
+    """
+
+    def __init__(self, sweep: Mapping[str, Any] | None) -> None:
+        reader = _Reader()
+        section = sweep if sweep is not None else {}
+        base: Values = {}
+        if isinstance(section, Mapping):
+            base = reader.fixed(reader.mapping(section, "base_values", "sweep"), "sweep.base_values")
+            self._check(reader, section)
+        self._base = base
+        self._root = reader.group(section, "sweep", base)
+        if reader.faults:
+            raise ConfigError(*reader.faults)
+        self.keys = _merged(iter([tuple(base), self._root.keys]))
+        self.labels = self._root.labels
+        self.size = self._root.size
+        self.filtered = self._root.filtered
+        self.reads = frozenset(_reads(self._root))
+        self.name_template: str | None = section.get("name_template")
+        self.store_sweep_json: bool = section.get("store_sweep_json", True)
+
+    @staticmethod
+    def _check(reader: _Reader, section: Mapping[str, Any]) -> None:
+        parts = [part for part in _PARTS if section.get(part) is not None]
+        if parts and section.get("axes") is not None:
+            hint = "move the axes into a group: `groups: [{params: {…}}, …]`"
+            reader.fault("sweep.axes", f"cannot stand beside `{parts[0]}`", hint=hint)
+        expected: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+            ("name_template", lambda value: value is None or isinstance(value, str), "text"),
+            ("store_sweep_json", lambda value: isinstance(value, bool), "true or false"),
+        )
+        for key, fits, kind in expected:
+            if key in section and not fits(section[key]):
+                reader.fault(f"sweep.{key}", f"must be {kind}", section[key])
+
+    def points(self) -> Iterator[Point]:
+        """The points that the filters keep, numbered without gaps.
+
+        Raises:
+            ConfigError: a filter cannot be applied to a point.
+        """
+        base = self._base
+        for index, values in enumerate(self._root.points()):
+            yield Point(index, {**base, **values})
+
+    def count(self) -> int:
+        """How many points there are: at once without filters, by making them otherwise."""
+        return sum(1 for _ in self._root.points()) if self.filtered else self.size
+
+
+def _reads(node: _Node) -> Iterator[str]:
+    if isinstance(node, _Group):
+        for each in node.filters:
+            yield from each.reads
+        yield from _reads(node.body)
+    elif isinstance(node, (_Product, _Union)):
+        for part in node.parts:
+            yield from _reads(part)
+
+
+def expand(sweep: Mapping[str, Any] | None) -> Iterator[Point]:
+    """The points of a sweep section, one at a time.
+
+    Raises:
+        ConfigError: every mistake in the declaration (at once), or a filter that fails on a point.
+    """
+    return Grid(sweep).points()
+
+
+def count(sweep: Mapping[str, Any] | None) -> int:
+    return Grid(sweep).count()
+
+
+def keys(sweep: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Every key that a point may have, in order of declaration."""
+    return Grid(sweep).keys
