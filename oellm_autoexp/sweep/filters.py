@@ -137,7 +137,7 @@ class _Compiler:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                tree = ast.parse(self.readable(text.strip()), mode="eval")
+                tree = ast.parse(self.readable(" ".join(text.split("\n")).strip()), mode="eval")
         except SyntaxError as error:
             raise _Refused(f"not an expression: {error.msg}") from None
         except (ValueError, RecursionError, MemoryError) as error:

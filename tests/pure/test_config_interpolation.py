@@ -13,6 +13,9 @@ from oellm_autoexp.config.tree import Tree
 from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError
 
+#: The same examples every time, whatever else the machine is doing.
+FUZZED = settings(max_examples=200, deadline=None, derandomize=True)
+
 ENVIRONMENT = {"WORK": "/work", "N": "4", "HF_TOKEN": "hf_abc"}
 
 
@@ -181,7 +184,7 @@ def outcome(function):
         return "refused"
 
 
-@settings(max_examples=300)
+@FUZZED
 @given(configs())
 def test_generated_configs_resolve_as_in_omegaconf(raw):
     """Same values or both refuse, over nested configs with every form of reference."""
@@ -190,7 +193,7 @@ def test_generated_configs_resolve_as_in_omegaconf(raw):
     assert ours == theirs and repr(ours) == repr(theirs)
 
 
-@settings(max_examples=300)
+@FUZZED
 @given(st.text("${}ab.:,'\"\\[] \n1", max_size=25))
 def test_any_text_resolves_as_in_omegaconf(text):
     """Whatever the text: the same value, or both refuse."""

@@ -13,6 +13,9 @@ from oellm_autoexp.config.tree import Tree
 from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError
 
+#: The same examples every time, whatever else the machine is doing.
+FUZZED = settings(max_examples=300, deadline=None, derandomize=True)
+
 RAW = {
     "project": {"name": "tiny", "out": "./o/${project.name}"},
     "backend": {
@@ -273,7 +276,7 @@ def outcome(function):
         return ["refused", *sorted({fault.key for fault in error.faults})]
 
 
-@settings(max_examples=400)
+@FUZZED
 @given(sweeps())
 def test_a_point_equals_the_whole_config_with_the_point_written_in(sweep):
     """Partial evaluation changes nothing but the time it takes."""

@@ -6,11 +6,14 @@ import ast
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.errors import ConfigError
 from oellm_autoexp.sweep.filters import MAX_LENGTH, compile_filter
+
+#: The same examples every time, whatever else the machine is doing.
+FUZZED = settings(max_examples=100, deadline=None, derandomize=True)
 
 POINT = {
     "lr": 1e-3,
@@ -46,17 +49,12 @@ def holds(text, point=POINT):
         ("len(betas) == 2 and max(betas) == 0.95 and min(seed, 3, 2) == 1", True),
         ("nothing == None", True),
         ("nothing == null and true and not false", True),
-        ("  seed ==\n 1 ", False),
-        ("seed == 1 if lr else seed", False),
+        ("  seed ==\n 1 ", True),
     ],
 )
 def test_what_filters_can_say(text, expected):
     """Comparisons, logic, arithmetic, literals, len/min/max over plain, dotted and odd names."""
-    if "\n" in text or " if " in text:
-        with pytest.raises(ConfigError):
-            holds(text)
-    else:
-        assert holds(text) is expected
+    assert holds(text) is expected
 
 
 @pytest.mark.parametrize(
@@ -75,6 +73,7 @@ def test_what_filters_can_say(text, expected):
         ("(lambda: 1)", "lambda"),
         ("f'{size}' == 'x'", "f-string"),
         ("(a := 1)", "assignment"),
+        ("seed == 1 if lr else seed", "if/else"),
         ("lr is None", "write =="),
         ("seed & 1", "BitAnd"),
         ("seed << 1", "LShift"),
@@ -135,6 +134,7 @@ or is + - * / // % ** ** @ ~ & 1 0 9 1e308 99999999 0.5 'a' "b" 'a'*9 None True 
 pieces = st.sampled_from([*PIECES.split(), "\n", "\x00"])
 
 
+@FUZZED
 @given(
     st.one_of(
         st.lists(pieces, max_size=25).map(" ".join), st.lists(pieces, max_size=12).map("".join), st.text()
@@ -165,6 +165,7 @@ terms = st.recursive(
 )
 
 
+@FUZZED
 @given(terms, numbers, numbers)
 def test_allowed_expressions_mean_what_they_mean_in_python(text, a, b):
     """Within the grammar the closures agree with Python itself."""

@@ -6,11 +6,14 @@ import itertools
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.errors import ConfigError
 from oellm_autoexp.sweep.grid import MAX_DEPTH, Grid, count, expand, keys
+
+#: The same examples every time, whatever else the machine is doing.
+FUZZED = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def values(sweep):
@@ -223,6 +226,7 @@ def recursive_points(axes, prefix=""):
     return [{prefix: axes}] if prefix else [{}]
 
 
+@FUZZED
 @given(st.dictionaries(names, axes, max_size=3))
 def test_expansion_equals_the_recursive_definition(axes):
     """The lazy engine gives the points, in the order, of the plain recursion; `count` agrees."""
@@ -252,6 +256,7 @@ anything = st.recursive(
 )
 
 
+@FUZZED
 @given(anything)
 def test_no_input_breaks_the_reader(sweep):
     """Whatever stands in the section: points, or a config error."""
