@@ -22,6 +22,7 @@ from oellm_autoexp.core.model import (
     SchedulerRef,
     Stop,
 )
+from oellm_autoexp.core.script import ScriptRequest as ScriptRequest
 
 P = TypeVar("P")
 
@@ -83,22 +84,6 @@ class BackendInterface(Plugin):
 
 
 # ---------------------------------------------------------------- scheduler: who runs it
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScriptRequest:
-    """Everything a job script is rendered from; nothing that differs between attempts."""
-
-    name: str
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    setup: Sequence[str] = ()
-    cwd: str | None = None
-    #: Resolved `slurm` section: sbatch, launcher_cmd, srun, … (plain mappings).
-    slurm: Mapping[str, Any] = field(default_factory=dict)
-    #: Static AUTOEXP_* variables.
-    job_environment: Mapping[str, str] = field(default_factory=dict)
-    guard_path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

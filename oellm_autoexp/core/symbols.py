@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 # Two private-use characters frame a reference; they have no meaning in any text of a user.
-_OPEN, _CLOSE = "\ue000", "\ue001"
-_REFERENCE = re.compile(f"{_OPEN}([A-Za-z_][A-Za-z0-9_]*){_CLOSE}")
+OPEN, CLOSE = "\ue000", "\ue001"
+_REFERENCE = re.compile(f"{OPEN}([A-Za-z_][A-Za-z0-9_]*){CLOSE}")
 _SECRET_WORDS = frozenset(
     [
         "TOKEN",
@@ -34,7 +34,7 @@ ATTEMPT_VARIABLE = "AUTOEXP_ATTEMPT"
 
 def reference(name: str) -> str:
     """Text that stands for the value of environment variable `name` inside the job."""
-    return f"{_OPEN}{name}{_CLOSE}"
+    return f"{OPEN}{name}{CLOSE}"
 
 
 def split(text: str) -> list[tuple[str, str]]:
