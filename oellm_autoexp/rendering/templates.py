@@ -45,7 +45,7 @@ class _Engine(SandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
-            autoescape=False,  # noqa: S701 - shell text, not HTML
+            autoescape=False,
             finalize=_finalized,
         )
         self.filters["quote"] = lambda value: shell.quote(format_scalar(value))
@@ -64,7 +64,7 @@ def _engine() -> _Engine:
 @cache
 def _template(path: Path, _version: tuple[int, int]) -> jinja2.Template:
     try:
-        return _engine().from_string(path.read_text())
+        return _engine().from_string(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(Fault(file=str(path), what="is not a text in UTF-8")) from None
     except jinja2.TemplateSyntaxError as error:
@@ -164,7 +164,7 @@ def _guarded(text: str, guard: str) -> str:
 
 
 def _context(request: ScriptRequest, directives: Sequence[str], guard: str) -> dict[str, Any]:
-    """What a template may name. Everything that ends in `_cmd`, `_flags`, `_opts`, `exports` is shell text."""
+    """What a template may name. What ends in `_cmd`, `_flags`, `_opts`, `exports` is shell text."""
     launch = launcher(request.slurm)
     command = shell.join(request.argv)
     facts = request.job_environment

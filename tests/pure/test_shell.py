@@ -120,5 +120,5 @@ def test_a_name_that_no_variable_can_have_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
 def test_text_that_no_process_can_be_given_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="NUL|UTF-8"):
+    with pytest.raises(ConfigError, match=r"NUL|UTF-8"):
         shell.quote(text)

@@ -177,7 +177,10 @@ def own(tmp_path: Path, text: str, **changes: Any) -> str:
 
 def test_a_template_of_ones_own_names_things_in_either_case(tmp_path: Path) -> None:
     """Lower and upper case both work, blocks leave no blank lines, values keep Jinja's signs."""
-    text = "#!/bin/sh\n{% if lr %}\n# {{ job_name }} {{JOB_NAME}} {{ lr }} {{LR}}\n{% endif %}\n{{ launcher_cmd }}\n"
+    text = (
+        "#!/bin/sh\n{% if lr %}\n# {{ job_name }} {{JOB_NAME}} {{ lr }} {{LR}}\n{% endif %}\n"
+        "{{ launcher_cmd }}\n"
+    )
     script = own(tmp_path, text, argv=["echo", "{{ x }}"], parameters={"lr": 0.1})
     assert script == "#!/bin/sh\n# job job 0.1 0.1\necho '{{ x }}'\n"
 

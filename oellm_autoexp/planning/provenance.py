@@ -1,0 +1,90 @@
+"""Where a plan came from: config, overrides, code, interpreter and versions. Secrets are not in it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from oellm_autoexp.core import symbols
+
+#: What decides how a config becomes a plan.
+_DEPENDENCIES = ("oellm-autoexp", "compoconf", "hydra-core", "omegaconf", "jinja2", "pyyaml")
+#: A repository on a slow network file system must not hold a plan up.
+_GIT_TIMEOUT_S = 10.0
+_REDACTED = "(secret)"
+
+
+def provenance(
+    config: Mapping[str, Any], *, overrides: Sequence[str] = (), directory: Path | None = None
+) -> dict[str, Any]:
+    """A JSON object that says what was planned from. The same inputs give the same object.
+
+    `config` is the resolved config, `directory` where the code is looked for (None: not looked for).
+    """
+    return {
+        "config": redacted(config),
+        "overrides": [_override(text) for text in overrides],
+        "git": git_state(directory) if directory is not None else {},
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "versions": versions(),
+    }
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """A plain copy in which the values of secret names are replaced and references are shown as `${NAME}`."""
+    if isinstance(value, Mapping):
+        return {str(key): redacted(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(inner, name) for inner in value]
+    if isinstance(value, str):
+        shown = symbols.shown(value)
+        hidden = value and shown == value and symbols.is_secret(name)
+        return _REDACTED if hidden else shown
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def _override(text: str) -> str:
+    key, sign, value = text.partition("=")
+    name = key.rpartition(".")[2]
+    return f"{key}{sign}{redacted(value, name)}"
+
+
+def git_state(directory: Path) -> dict[str, Any]:
+    """Commit, branch and whether there are changes; empty where there is no repository or no git."""
+    commit = _git(directory, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": commit,
+        "branch": _git(directory, "rev-parse", "--abbrev-ref", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(directory: Path, *words: str) -> str | None:
+    # --no-optional-locks: looking must not take the lock that a person's git needs.
+    argv = ["git", "--no-optional-locks", "-C", str(directory), *words]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=_GIT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """The versions of what makes plans."""
+    found = {}
+    for name in _DEPENDENCIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
