@@ -70,7 +70,7 @@ def read(sweep: Path, index: int) -> Entry:
         EntryError: the file cannot be read or is none, or has no such entry.
     """
     try:
-        jobs = json.loads(sweep.read_text(encoding="utf-8"))["jobs"]
+        jobs = list(json.loads(sweep.read_text(encoding="utf-8"))["jobs"])
     except OSError as error:
         raise EntryError(f"{sweep}: {error.strerror}\n  -> `oellm-autoexp plan CONFIG` writes it") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +80,7 @@ def read(sweep: Path, index: int) -> Entry:
         raise EntryError(f"{sweep}: no entry {index}: {have}")
     try:
         return _entry(jobs[index])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise EntryError(f"{sweep}: entry {index} is broken ({error!r})") from None
 
 
