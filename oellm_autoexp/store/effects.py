@@ -7,6 +7,7 @@ writes, renames, links, spawns or kills.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -41,19 +42,35 @@ class Effects:
             with self._effect("mkdir", path):
                 path.mkdir(mode=mode, parents=True, exist_ok=True)
 
-    def write(self, path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
-        """Replace a file atomically: temporary file, fsync, rename, fsync of the directory."""
+    def write(self, path: Path, data: bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
+        """Replace a file atomically: temporary file, fsync, rename, fsync of the directory.
+
+        With `durable` False the caller writes many files and then calls `sync` once.
+        """
         temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with self._effect("write", path):
             try:
-                self._write_synced(temp, data, mode)
+                self._write_synced(temp, data, mode, durable)
                 self.step("write:rename", str(path))
                 temp.replace(path)
             except OSError:
                 with contextlib.suppress(OSError):
                     temp.unlink()
                 raise
-            fsync_dir(path.parent)
+            if durable:
+                fsync_dir(path.parent)
+
+    def sync(self, path: Path) -> None:
+        """Make everything that was written to the file system of the directory `path` durable (syncfs(2))."""
+        with self._effect("sync", path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.syncfs(fd) != 0:
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number), str(path))
+            finally:
+                os.close(fd)
 
     def write_new(self, path: Path, data: bytes, *, mode: int = FILE_MODE) -> bool:
         """Create a complete file by hard link; False when the name is taken.
@@ -73,11 +90,12 @@ class Effects:
             fsync_dir(path.parent)
         return True
 
-    def _write_synced(self, path: Path, data: bytes, mode: int) -> None:
+    def _write_synced(self, path: Path, data: bytes, mode: int, durable: bool = True) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
             write_all(fd, data)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
 
