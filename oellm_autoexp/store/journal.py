@@ -5,8 +5,8 @@ taking over, so lease, fencing, torn tails and history are one mechanism. The he
 the segment before it count: what a fenced leader wrote later is never replayed.
 
 A line is `{"v", "e", "n", "t", "k", "d", "m"?, "c"}`: version, epoch, sequence number within the segment,
-time, kind, body, "more of this commit follows", CRC-32 of the line without `c`. A commit is all or nothing: records
-of an unfinished one at a segment's end are dropped. Anything wrong before the end is an error.
+time, kind, body, "more of this commit follows", CRC-32 of the line without `c`. A commit is all or nothing:
+records of an unfinished one at a segment's end are dropped. Anything wrong before the end is an error.
 """
 
 from __future__ import annotations
