@@ -5,8 +5,9 @@ Copied beside the scripts and run on compute nodes by `python3 guard.py -- COMMA
 only, Python 3.6 or newer. It claims the attempt by hard-linking a complete file, which is atomic on NFS too
 (link(2)): of two copies of an attempt one runs, the other exits 79.
 
-Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID, AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60"),
-AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S. Writes claim.N.json, start.N.json, heartbeat.N, exit.N.json (N is the
+Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID, AUTOEXP_TIME_LIMIT_S,
+AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S, AUTOEXP_SIGNAL ("USR1@60").
+Writes claim.N.json, start.N.json, heartbeat.N, exit.N.json (N: the
 generation: a requeued job of the same id takes over with the next one).
 """
 

@@ -1,0 +1,132 @@
+"""Conditions are checked beside the loop, never in it: a hung command or file system delays nothing else."""
+
+from __future__ import annotations
+
+import glob
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from oellm_autoexp.config.sockets import AllOf, AnyOf, Check, CommandCheck, FileCheck, Not
+from oellm_autoexp.core.lifecycle import Gate
+from oellm_autoexp.store.effects import Effects
+
+T = TypeVar("T")
+
+#: Bytes of a condition's output that are looked at.
+OUTPUT_LIMIT = 4096
+
+
+class Executor(Protocol):
+    """Where slow reads go: a thread pool in life, inline in simulation."""
+
+    def submit(self, function: Callable[[], T], /) -> Future[T]: ...
+
+
+class InlineExecutor:
+    """Does it at once."""
+
+    def submit(self, function: Callable[[], T], /) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(function())
+        except Exception as error:  # noqa: BLE001 - a future carries any error to who asks for the result
+            future.set_exception(error)
+        return future
+
+
+@dataclass(slots=True)
+class _Entry:
+    check: Check
+    due_at: float
+    value: Gate = Gate.UNKNOWN
+    why: str = "not checked yet"
+    pending: Future[tuple[Gate, str]] | None = None
+
+
+class Checks:
+    """The values of conditions, refreshed in the background every `interval_s`."""
+
+    def __init__(self, executor: Executor, effects: Effects) -> None:
+        self._executor = executor
+        self._effects = effects
+        self._entries: dict[tuple[str, str], _Entry] = {}
+
+    def value(self, job: str, kind: str, check: Check, *, interval_s: float, now: float) -> tuple[Gate, str]:
+        """The latest value, and why. Starts a check where none is under way and the last one is old."""
+        key = (job, kind)
+        entry = self._entries.get(key)
+        if entry is None or entry.check != check:
+            entry = self._entries[key] = _Entry(check=check, due_at=now)
+        if entry.pending is None and now >= entry.due_at:
+            entry.due_at = now + interval_s
+            entry.pending = self._executor.submit(lambda: evaluate(check, self._effects))
+        if entry.pending is not None and entry.pending.done():
+            done, entry.pending = entry.pending, None
+            try:
+                entry.value, entry.why = done.result()
+            except OSError as error:
+                entry.value, entry.why = Gate.UNKNOWN, str(error)
+        return entry.value, entry.why
+
+    def forget(self, job: str, kind: str) -> None:
+        """Ask anew next time: the value belonged to an earlier attempt."""
+        self._entries.pop((job, kind), None)
+
+
+def evaluate(check: Check, effects: Effects) -> tuple[Gate, str]:
+    """The value of a check, and what was seen. Three-valued: an unknown part leaves the whole open to doubt."""
+    if isinstance(check, CommandCheck):
+        return _command(check, effects)
+    if isinstance(check, FileCheck):
+        found = sum(1 for _ in islice(glob.iglob(check.pattern, recursive=True), check.at_least))
+        holds = found >= check.at_least
+        return (Gate.OPEN if holds else Gate.CLOSED), f"{found} of {check.at_least} match {check.pattern}"
+    if isinstance(check, Not):
+        value, why = evaluate(check.check, effects)
+        turned = {Gate.OPEN: Gate.CLOSED, Gate.CLOSED: Gate.OPEN, Gate.UNKNOWN: Gate.UNKNOWN}
+        return turned[value], f"not ({why})"
+    if isinstance(check, AllOf):
+        return _combine(check.checks, effects, decisive=Gate.CLOSED, otherwise=Gate.OPEN)
+    assert isinstance(check, AnyOf)
+    return _combine(check.checks, effects, decisive=Gate.OPEN, otherwise=Gate.CLOSED)
+
+
+def _combine(checks: Sequence[Check], effects: Effects, *, decisive: Gate, otherwise: Gate) -> tuple[Gate, str]:
+    doubt = ""
+    reasons = []
+    for check in checks:
+        value, why = evaluate(check, effects)
+        if value is decisive:
+            return decisive, why
+        if value is Gate.UNKNOWN:
+            doubt = why
+        reasons.append(why)
+    return (Gate.UNKNOWN, doubt) if doubt else (otherwise, "; ".join(reasons))
+
+
+def _command(check: CommandCheck, effects: Effects) -> tuple[Gate, str]:
+    argv = ["/bin/sh", "-c", check.command] if isinstance(check.command, str) else list(check.command)
+    shown = check.command if isinstance(check.command, str) else " ".join(check.command)
+    try:
+        done = effects.call(
+            "check",
+            shown,
+            lambda: subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=check.timeout_s,
+                check=False,
+            ),
+        )
+    except subprocess.TimeoutExpired:
+        return Gate.UNKNOWN, f"`{shown}` did not answer within {check.timeout_s:g} s"
+    output = done.stdout[:OUTPUT_LIMIT].decode(errors="replace").strip()
+    holds = output == "1" or (done.returncode == 0 and not output)
+    said = f", printed {output[:80]!r}" if output else ""
+    return (Gate.OPEN if holds else Gate.CLOSED), f"`{shown}` exited {done.returncode}{said}"
