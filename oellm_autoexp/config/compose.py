@@ -31,7 +31,7 @@ from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 from oellm_autoexp.sweep.grid import Grid, Point
 from oellm_autoexp.sweep.names import Namer
 
-SECTIONS = tuple(item.name for item in fields(RootConfig)) + ("sweep", "restart")
+SECTIONS = (*(item.name for item in fields(RootConfig)), "sweep", "restart")
 _SCHEDULERS = {"slurm": "SlurmClient", "local": "LocalScheduler", "fake": "FakeSlurmClient"}
 _PLUGINS: Mapping[str, type] = {
     "backend": BackendInterface,
@@ -127,7 +127,8 @@ class Composed:
             if path.startswith("project."):
                 what = "must be the same for every point"
                 raise ConfigError(Fault(key=path, what=what, hint="sweep something else"))
-        return _part(ProjectConfig, dict(section), "project")
+        made: ProjectConfig = _part(ProjectConfig, dict(section), "project")
+        return made
 
     def _parsed(self, raw: Mapping[str, Any]) -> RootConfig:
         """Constant sections are the same objects at every point, so most points parse little or nothing."""
@@ -154,7 +155,7 @@ class Composed:
         """A swept variable that nothing reads is a typo, and would make jobs that compute the same."""
         read = self._reads | self.grid.reads | self.namer.reads
         unread = [key for key in self.tree.free if key not in read and key not in _LIFECYCLE]
-        known = [path for path in _leaves(self.tree.folded)]
+        known = list(_leaves(self.tree.folded))
         if unread:
             raise ConfigError(
                 *(
@@ -203,8 +204,8 @@ def load(
     """Compose a config.
 
     `ref` is a YAML file, or the name of a config in `config_dir` or among the shipped groups. `overrides` are
-    `key=value` with dotted keys, or `group=option`. `load_plugins` is called with the config's `plugins` and its
-    directory before anything is parsed.
+    `key=value` with dotted keys, or `group=option`. `load_plugins` is called with the config's `plugins` and
+    its directory before anything is parsed.
 
     Raises:
         ConfigError: every mistake found, each with its place, value and repair.

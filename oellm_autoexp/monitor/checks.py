@@ -78,11 +78,12 @@ class Checks:
 
 
 def evaluate(check: Check, effects: Effects) -> tuple[Gate, str]:
-    """The value of a check, and what was seen. Three-valued: an unknown part leaves the whole open to doubt."""
+    """The value of a check, and what was seen. An unknown part leaves doubt."""
     if isinstance(check, CommandCheck):
         return _command(check, effects)
     if isinstance(check, FileCheck):
-        found = sum(1 for _ in islice(glob.iglob(check.pattern, recursive=True), check.at_least))
+        paths = glob.iglob(check.pattern, recursive=True)  # noqa: PTH207 - the pattern may be absolute
+        found = sum(1 for _ in islice(paths, check.at_least))
         holds = found >= check.at_least
         return (Gate.OPEN if holds else Gate.CLOSED), f"{found} of {check.at_least} match {check.pattern}"
     if isinstance(check, Not):
@@ -95,7 +96,9 @@ def evaluate(check: Check, effects: Effects) -> tuple[Gate, str]:
     return _combine(check.checks, effects, decisive=Gate.OPEN, otherwise=Gate.CLOSED)
 
 
-def _combine(checks: Sequence[Check], effects: Effects, *, decisive: Gate, otherwise: Gate) -> tuple[Gate, str]:
+def _combine(
+    checks: Sequence[Check], effects: Effects, *, decisive: Gate, otherwise: Gate
+) -> tuple[Gate, str]:
     doubt = ""
     reasons = []
     for check in checks:

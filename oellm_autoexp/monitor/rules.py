@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from oellm_autoexp.config.schema import RulesConfig, parse_rules
+from oellm_autoexp.config.schema import RulesConfig, parse_condition, parse_rules
 from oellm_autoexp.config.sockets import (
     ActionInterface,
     ConditionInterface,
@@ -51,7 +51,9 @@ def build(config: Mapping[str, Any]) -> RuleSet:
     """
     parsed = parse_rules(config)
     signals = _signals(parsed)
-    policies = {mode: made(RestartPolicyInterface, entry) for mode, entry in parsed.policies(in_force).items()}
+    policies = {
+        mode: made(RestartPolicyInterface, entry) for mode, entry in parsed.policies(in_force).items()
+    }
     actions = {name: made(ActionInterface, entry) for name, entry in parsed.actions.items()}
     occasions: dict[str, tuple[str, ...]] = {}
     for name, entry in parsed.actions.items():
@@ -61,15 +63,16 @@ def build(config: Mapping[str, Any]) -> RuleSet:
     lifecycle = Rules(
         policies=policies,
         success_needs_signal=bool(
-            any(rule.mode.split(".")[0] == "success" for rule in signals) or parsed.termination_command
+            any(rule.mode.split(".")[0] == "success" for rule in signals)
+            or parsed.either("termination_command")
         ),
         acting={rule.name: rule.grace_s for rule in signals if rule.mode and rule.grace_s is not None},
-        stall_after_s=parsed.inactivity_threshold_s,
+        stall_after_s=parsed.either("inactivity_threshold_seconds"),
         counter_after_s=getattr(watch, "progress_threshold_seconds", None),
         startup_grace_s=getattr(watch, "startup_grace_seconds", 900.0),
         progress_known=any(rule.counter or rule.metadata.get("kind") == "checkpoint" for rule in signals),
     )
-    start = _command(parsed.start_condition_cmd) or _condition(parsed, parsed.job.start_condition)
+    start = _command(parsed.either("start_condition_cmd")) or _condition(parsed, parsed.job.start_condition)
     return RuleSet(
         lifecycle=lifecycle,
         watcher=LogWatcher(signals),
@@ -78,8 +81,8 @@ def build(config: Mapping[str, Any]) -> RuleSet:
         start=start,
         cancel=_condition(parsed, parsed.job.cancel_condition),
         finish=_condition(parsed, parsed.job.finish_condition),
-        success=_command(parsed.termination_command),
-        start_interval_s=parsed.start_condition_interval_s or CONDITION_INTERVAL_S,
+        success=_command(parsed.either("termination_command")),
+        start_interval_s=parsed.either("start_condition_interval_seconds") or CONDITION_INTERVAL_S,
         check_interval_s=getattr(watch, "check_interval_seconds", None),
         poll_interval_s=getattr(watch, "poll_interval_seconds", None),
     )
@@ -87,8 +90,9 @@ def build(config: Mapping[str, Any]) -> RuleSet:
 
 def _signals(parsed: RulesConfig) -> list[SignalRule]:
     rules = [SignalRule.from_config(name, entry) for name, entry in parsed.log_signals.items()]
-    if parsed.termination_string:
-        found = {"pattern": parsed.termination_string, "pattern_type": "substring", "mode": "success"}
+    text = parsed.either("termination_string")
+    if text:
+        found = {"pattern": text, "pattern_type": "substring", "mode": "success"}
         rules.append(SignalRule.from_config("termination_string", found))
     return rules
 
@@ -101,5 +105,5 @@ def _condition(parsed: RulesConfig, wanted: Any) -> ConditionInterface | None:
     """A condition by the name of an entry under `conditions`, or written in place."""
     if wanted is None:
         return None
-    entry = parsed.conditions[wanted] if isinstance(wanted, str) else wanted
+    entry = parsed.conditions[wanted] if isinstance(wanted, str) else parse_condition(wanted)
     return made(ConditionInterface, entry)

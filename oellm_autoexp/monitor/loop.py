@@ -1,0 +1,382 @@
+"""The tick: inbox, observe, decide, journal, perform. The only reader of the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from oellm_autoexp.config.sockets import SchedulerInterface
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.lifecycle import Gate, decide, follow
+from oellm_autoexp.core.model import Job, Phase, SchedulerFact, SchedulerRef
+from oellm_autoexp.core.reconcile import reconcile
+from oellm_autoexp.core.session import Session, admit, breaker, hold_reason
+from oellm_autoexp.errors import AutoexpError, LeadershipLost, SchedulerUnavailable, StateError
+from oellm_autoexp.monitor import rules as rule_sets
+from oellm_autoexp.monitor.checks import Checks, Executor
+from oellm_autoexp.monitor.observe import Observer, fields_of
+from oellm_autoexp.monitor.perform import Performer
+from oellm_autoexp.monitor.rules import RuleSet
+from oellm_autoexp.store import inbox, snapshot
+from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.store.journal import Journal
+
+#: A tick's performing is cut here, so that heartbeat, inbox and Ctrl-C never wait for a thousand submissions.
+PERFORM_S = 5.0
+SNAPSHOT_INTERVAL_S = 10.0
+#: The longest pause between questions to a scheduler that does not answer.
+MAX_BACKOFF_S = 60.0
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+
+    def monotonic(self) -> float: ...
+
+    def wait(self, seconds: float) -> None: ...
+
+
+class RealClock:
+    """The machine's own time."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Loop:
+    """Leads a session until everything has a verdict."""
+
+    def __init__(
+        self,
+        session: Session,
+        journal: Journal,
+        scheduler: SchedulerInterface,
+        local: SchedulerInterface,
+        paths: SessionPaths,
+        effects: Effects,
+        clock: Clock,
+        executor: Executor,
+        *,
+        listener: Callable[[ev.Event], None] = lambda _event: None,
+        warn: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.session = session
+        self._journal = journal
+        self._scheduler = scheduler
+        self._paths = paths
+        self._effects = effects
+        self._clock = clock
+        self._listener = listener
+        self._warn = warn
+        self._rules: dict[str, RuleSet] = {}
+        self._observer = Observer(scheduler, paths, Checks(executor, effects))
+        self._performer = Performer(
+            session,
+            scheduler,
+            local,
+            paths,
+            effects,
+            executor,
+            record=self.record,
+            commit=self._commit,
+            clock=clock.now,
+            rules_of=self.rules_of,
+        )
+        self._poll_at = 0.0
+        self._failures = 0
+        self._snapshot_at = 0.0
+        self._changed = True
+        self._broken = ""
+
+    # ---- recording
+
+    def record(self, event: ev.Event) -> None:
+        """Take an event in and put it into the journal's next commit."""
+        self.session.apply(event)
+        self._journal.append(event)
+        self._changed = True
+        self._listener(event)
+
+    def _commit(self) -> None:
+        self._journal.commit()
+
+    def rules_of(self, identity: str) -> RuleSet:
+        """The rules of a job, built once."""
+        found = self._rules.get(identity)
+        if found is None:
+            found = self._rules[identity] = rule_sets.build(self.session.rules[identity])
+        return found
+
+    # ---- the tick
+
+    def tick(self) -> None:
+        """One turn.
+
+        Raises:
+            LeadershipLost: a newer leader exists.
+        """
+        now = self._clock.now()
+        try:
+            commands = self._inbox(now)
+            facts = self._poll(now)
+            for job in list(self.session.jobs.values()):
+                if not job.state.ended:
+                    self._job(job, facts, now)
+            self._across(now)
+            self._commit()
+            for command in commands:
+                inbox.acknowledge(self._effects, command)
+            self._performer.perform(now + PERFORM_S)
+            self._commit()
+        except (StateError, OSError) as error:
+            # Until what was decided is on disk, no effect may follow from it.
+            self._trouble(str(error))
+        else:
+            self._broken = ""
+        self._journal.heartbeat(now)
+        self._snapshot(now)
+
+    def _trouble(self, text: str) -> None:
+        if text != self._broken:
+            self._broken = text
+            self._warn(text)
+
+    def _job(self, job: Job, facts: Mapping[SchedulerRef, SchedulerFact], now: float) -> None:
+        name = job.spec.name
+        rules = self.rules_of(job.spec.rules)
+        last = job.attempt
+        seen = self._observer.observe(job, rules, facts, now, self.record, lambda key: self.session.jobs[key])
+        job = self.session.jobs[name]
+        events = decide(job, seen, rules.lifecycle)
+        if last is not None and last.phase is Phase.ENDED and not last.decision and not events:
+            # A crash stood between the end of the attempt and what follows from it.
+            if last.number >= job.first_attempt and job.end_wish is None:
+                events = (follow(job, rules.lifecycle, now),)
+        for event in events:
+            self.record(event)
+            self._occasion(event, rules, now)
+
+    def _across(self, now: float) -> None:
+        """What is decided across jobs: the breaker, and who may start."""
+        config = self._scheduler.config
+        for event in breaker(self.session, getattr(config, "breaker", 3), now):
+            self.record(event)
+        held = hold_reason(self.session)
+        ready = []
+        for job in list(self.session.jobs.values()):
+            if job.state.ended or job.live is not None or job.end_wish is not None or now < job.not_before:
+                continue
+            why = held
+            if not why:
+                gate, said = self._observer.start_gate(job, self.rules_of(job.spec.rules), now)
+                why = "" if gate is Gate.OPEN else f"start condition: {said}"
+            if why != job.hold:
+                self.record(ev.JobHeld(at=now, job=job.spec.name, why=why))
+            if not why:
+                ready.append(self.session.jobs[job.spec.name])
+        limit = getattr(config, "max_jobs", None) or self._scheduler.capabilities.default_max_jobs
+        for request in admit(
+            self.session,
+            ready,
+            now,
+            max_jobs=limit,
+            max_array_size=self._scheduler.capabilities.max_array_size,
+            submit_rate_limit_s=getattr(config, "submit_rate_limit_seconds", None),
+        ):
+            self.record(request)
+
+    def _poll(self, now: float) -> Mapping[SchedulerRef, SchedulerFact]:
+        """The scheduler's answer if one is due; nothing is concluded from silence."""
+        if now < self._poll_at:
+            return {}
+        interval = self._scheduler.capabilities.poll_interval_s
+        try:
+            facts = self._observer.poll(self.session)
+        except SchedulerUnavailable as error:
+            self._failures += 1
+            self._poll_at = now + min(MAX_BACKOFF_S, interval * 2**self._failures)
+            if not self.session.blind:
+                self.record(ev.Blinded(at=now, reason=str(error)))
+                self._session_occasion("blind", str(error), now)
+            return {}
+        self._failures = 0
+        self._poll_at = now + interval
+        if self.session.blind:
+            self.record(ev.Sighted(at=now))
+        return facts
+
+    # ---- occasions
+
+    def _occasion(self, event: ev.Event, rules: RuleSet, now: float) -> None:
+        """Actions that a happening fires; in the same commit as the happening."""
+        match event:
+            case ev.AttemptStarted():
+                occasion, number = "job_started", event.attempt
+            case ev.RestartScheduled():
+                occasion, number = "job_restarted", event.attempt
+            case ev.JobEnded():
+                occasion, number = f"job_{event.state}", len(self.session.jobs[event.job].attempts)
+            case _:
+                return
+        job = self.session.jobs[event.job]
+        for action in rules.occasions.get(occasion, ()):
+            self.record(
+                ev.ActionRequested(
+                    at=now,
+                    key=f"{event.job}:{number}:{occasion}:{action}",
+                    action=action,
+                    job=event.job,
+                    attempt=number,
+                    rule=occasion,
+                    rules=job.spec.rules,
+                    fields={k: v for k, v in fields_of(job).items() if k in ("state", "mode", "reason")},
+                )
+            )
+
+    def _session_occasion(self, occasion: str, reason: str, now: float) -> None:
+        for identity in {job.spec.rules for job in self.session.jobs.values()}:
+            for action in self.rules_of(identity).occasions.get(occasion, ()):
+                key = f":{occasion}:{now}:{action}"
+                if key not in self.session.actions:
+                    self.record(
+                        ev.ActionRequested(
+                            at=now,
+                            key=key,
+                            action=action,
+                            rule=occasion,
+                            rules=identity,
+                            fields={"job": "session", "state": occasion, "reason": reason},
+                        )
+                    )
+
+    # ---- commands of other processes
+
+    def _inbox(self, now: float) -> list[inbox.Command]:
+        commands = inbox.pending(self._paths)
+        for command in commands:
+            if command.id not in self.session.answered:
+                ok, text = self._obey(command, now)
+                self.record(
+                    ev.CommandAnswered(at=now, command=command.id, verb=command.verb, ok=ok, text=text)
+                )
+        return commands
+
+    def _obey(self, command: inbox.Command, now: float) -> tuple[bool, str]:
+        try:
+            return self.obey(command.verb, command.args, now)
+        except (AutoexpError, KeyError, TypeError, ValueError) as error:
+            return False, str(error)
+
+    def obey(self, verb: str, args: Mapping[str, object], now: float) -> tuple[bool, str]:
+        """Carry out a command; whether it was done, and a sentence for the one who gave it."""
+        names = [str(name) for name in args.get("jobs", ())]  # type: ignore[attr-defined]
+        if verb == "cancel":
+            return self._cancel(names, now)
+        if verb == "retry":
+            return self._retry(names, now)
+        if verb == "reconcile":
+            return self._reconcile(args, now)
+        return False, f"this version does not know the command {verb!r}"
+
+    def _cancel(self, names: list[str], now: float) -> tuple[bool, str]:
+        done = []
+        for name in names:
+            job = self.session.jobs[name]
+            if not job.state.ended and job.end_wish is None:
+                why = "cancelled by the user"
+                self.record(ev.EndWished(at=now, job=name, why=why, by="user", mode="cancelled"))
+                done.append(name)
+        return True, f"cancelling {', '.join(done)}" if done else "nothing to cancel: every one has ended"
+
+    def _retry(self, names: list[str], now: float) -> tuple[bool, str]:
+        if self.session.breaker is not None:
+            self.record(ev.BreakerReset(at=now, by="retry"))
+        done = []
+        for name in names:
+            job = self.session.jobs[name]
+            if job.state.ended:
+                self.record(ev.JobRetried(at=now, job=name))
+                done.append(name)
+        return True, f"starting again: {', '.join(done)}" if done else "nothing to retry: none has ended"
+
+    def _reconcile(self, args: Mapping[str, object], now: float) -> tuple[bool, str]:
+        events = [ev.decode(kind, now, body) for kind, body in args["events"]]  # type: ignore[attr-defined]
+        opened = next(event for event in events if isinstance(event, ev.SessionOpened))
+        specs = [event.spec for event in events if isinstance(event, ev.JobAdded)]
+        rules = {event.rules: event.config for event in events if isinstance(event, ev.RulesSet)}
+        result = reconcile(
+            self.session,
+            opened,
+            specs,
+            rules,
+            now=now,
+            update=bool(args.get("update")),
+            prune=bool(args.get("prune")),
+        )
+        for event in result.events:
+            self.record(event)
+        if result.refused:
+            return False, "\n".join(f"{name} has changed: {what}" for name, what in result.changed.items())
+        return True, f"{len(result.added)} added, {len(result.unchanged)} as before"
+
+    # ---- running
+
+    @property
+    def finished(self) -> bool:
+        """Every job has a verdict and every action an outcome, or nothing can go on without a person."""
+        session = self.session
+        if session.open_actions or session.submissions or self._journal.dirty:
+            return False
+        if session.all_ended:
+            return True
+        return session.breaker is not None and session.live == 0
+
+    def run(self, on_tick: Callable[[Session], None] = lambda _session: None) -> None:
+        """Tick until the session has come to its end.
+
+        Raises:
+            LeadershipLost: a newer leader exists; nothing more is done here.
+        """
+        while True:
+            self.tick()
+            on_tick(self.session)
+            if self.finished and not inbox.pending(self._paths):
+                now = self._clock.now()
+                if self.session.ended is None:
+                    reason = "breaker" if self.session.breaker is not None else "every job has a verdict"
+                    self.record(ev.SessionEnded(at=now, reason=reason))
+                    self._session_occasion("session_ended", reason, now)
+                    continue
+                self._snapshot(now, force=True)
+                return
+            self._clock.wait(min(0.25, self._scheduler.capabilities.poll_interval_s))
+
+    def close(self) -> None:
+        """Say goodbye in the journal; jobs go on."""
+        self._snapshot(self._clock.now(), force=True)
+        try:
+            self._journal.close(self._clock.now())
+        except (StateError, LeadershipLost, OSError) as error:
+            self._warn(str(error))
+
+    def _snapshot(self, now: float, *, force: bool = False) -> None:
+        if not self._changed or (now - self._snapshot_at < SNAPSHOT_INTERVAL_S and not force):
+            return
+        try:
+            snapshot.write(self.session, self._paths, self._effects, now)
+        except OSError as error:
+            self._trouble(f"{error.filename}: {error.strerror}")
+        else:
+            self._snapshot_at, self._changed = now, False
+
+
+__all__ = ["Clock", "Loop", "Path", "RealClock"]

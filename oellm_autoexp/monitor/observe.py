@@ -1,0 +1,270 @@
+"""The facts of a tick: what the scheduler, the exit records, the logs and the conditions say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from oellm_autoexp.config.sockets import ConditionInterface, SchedulerInterface
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.lifecycle import Gate, Observation
+from oellm_autoexp.core.model import (
+    Attempt,
+    Cursor,
+    Job,
+    Phase,
+    Scalar,
+    SchedulerFact,
+    SchedulerRef,
+    SchedulerState,
+)
+from oellm_autoexp.core.session import Session
+from oellm_autoexp.core.signals import CHECKPOINTS, Findings, normalise_error
+from oellm_autoexp.errors import SchedulerUnavailable
+from oellm_autoexp.monitor.checks import Checks
+from oellm_autoexp.monitor.rules import RuleSet
+from oellm_autoexp.monitor.scan import errors_at_end
+from oellm_autoexp.rendering import guard_files
+from oellm_autoexp.store.series import append_metrics
+
+#: A longer gap between two looks is blind time: it counts neither as silence nor as anything else.
+BLIND_GAP_S = 120.0
+#: Progress goes to the journal at most this often per job (the end of an attempt always sees it).
+PROGRESS_INTERVAL_S = 10.0
+#: A cursor goes to the journal at least this often, so that a new daemon need not read all again.
+JOURNAL_EVERY_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What is remembered of a live attempt between looks; a new daemon begins anew."""
+
+    attempt: int
+    looked_at: float | None = None
+    quiet_s: float = 0.0
+    still_s: float = 0.0
+    progress_at: float | None = None
+    #: How far files are read. Bytes without a signal need no record: read again, they say the same.
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    matches: Mapping[str, int] = field(default_factory=dict)
+    journaled: dict[str, int] = field(default_factory=dict)
+
+
+class Observer:
+    """Looks at everything that can be looked at."""
+
+    def __init__(self, scheduler: SchedulerInterface, paths: SessionPaths, checks: Checks) -> None:
+        self._scheduler = scheduler
+        self._paths = paths
+        self._checks = checks
+        self._watches: dict[str, _Watch] = {}
+        self._marks: dict[str, dict[str, float]] = {}
+
+    # ---- the scheduler
+
+    def poll(self, session: Session) -> Mapping[SchedulerRef, SchedulerFact]:
+        """One answer about all live attempts.
+
+        Raises:
+            SchedulerUnavailable: no answer.
+        """
+        live = [job.live for job in session.jobs.values()]
+        refs = [a.ref for a in live if a is not None and a.ref is not None and a.phase is not Phase.ENDED]
+        return self._scheduler.poll(refs) if refs else {}
+
+    # ---- one job
+
+    def observe(
+        self,
+        job: Job,
+        rules: RuleSet,
+        facts: Mapping[SchedulerRef, SchedulerFact],
+        now: float,
+        record: Callable[[ev.Event], None],
+        current: Callable[[str], Job],
+    ) -> Observation:
+        """This tick's observation of a job. What its logs say is recorded on the way."""
+        attempt = job.live
+        seen = Observation(
+            now=now,
+            cancel_gate=self._gate(job, "cancel", rules.cancel, rules, now),
+            finish_gate=self._gate(job, "finish", rules.finish, rules, now),
+            gone_grace_s=self._scheduler.capabilities.gone_grace_s,
+        )
+        if attempt is None or attempt.ref is None:
+            return seen
+        fact = facts.get(attempt.ref)
+        ended = fact is not None and fact.state.ended
+        complete = self._logs(job, attempt, rules, fact, now, ended, record)
+        watch = self._watches[job.spec.name]
+        seen = replace(seen, fact=fact, quiet_s=watch.quiet_s, still_s=watch.still_s)
+        if not ended:
+            return seen
+        return self._ending(current(job.spec.name), attempt, rules, seen, complete)
+
+    def _ending(
+        self, job: Job, attempt: Attempt, rules: RuleSet, seen: Observation, complete: bool
+    ) -> Observation:
+        try:
+            record = guard_files.read_exit(self._paths.attempt(job.spec.name, attempt.number))
+        except OSError:
+            return seen
+        first, last = errors_at_end(Path(attempt.log_path))
+        success = Gate.CLOSED
+        if rules.success is not None:
+            success = self._gate(job, f"success.{attempt.number}", rules.success, rules, seen.now)
+        return replace(
+            seen,
+            exit=record,
+            drained=complete and success is not Gate.UNKNOWN,
+            confirmed=success is Gate.OPEN,
+            first_error=first,
+            last_error=normalise_error(last),
+        )
+
+    def _logs(
+        self,
+        job: Job,
+        attempt: Attempt,
+        rules: RuleSet,
+        fact: SchedulerFact | None,
+        now: float,
+        ended: bool,
+        record: Callable[[ev.Event], None],
+    ) -> bool:
+        """Read what is new in all files of the job; whether everything was read to its end."""
+        watch = self._watches.get(job.spec.name)
+        if watch is None or watch.attempt != attempt.number:
+            watch = self._watches[job.spec.name] = _Watch(
+                attempt=attempt.number, cursors=dict(job.cursors), matches=job.matches
+            )
+        grown, complete, moved = 0, True, False
+        for name, path in files_of(job, attempt).items():
+            while True:
+                cursor = watch.cursors.get(name, Cursor())
+                found = rules.watcher.look(name, path, cursor, watch.matches, drain=ended)
+                grown += found.grown_bytes
+                complete = complete and not found.unknown
+                moved = self._take(job, attempt, found.findings, now, ended, watch, record) or moved
+                watch.cursors[name] = found.cursor
+                far = found.cursor.offset - watch.journaled.get(name, 0) >= JOURNAL_EVERY_BYTES
+                renewed = found.cursor.generation != cursor.generation
+                # The cursor travels with the signals found before it: neither lost nor repeated.
+                if found.findings.signals or far or renewed:
+                    watch.journaled[name] = found.cursor.offset
+                    record(
+                        ev.SignalsFound(
+                            at=now,
+                            job=job.spec.name,
+                            attempt=attempt.number,
+                            file=name,
+                            cursor=found.cursor,
+                            signals=tuple(found.findings.signals),
+                            matches=found.findings.matches,
+                        )
+                    )
+                watch.matches = found.findings.matches
+                if not (ended and found.more):
+                    complete = complete and not found.more
+                    break
+        self._count(watch, fact, grown, moved, complete, now)
+        return complete
+
+    def _take(
+        self,
+        job: Job,
+        attempt: Attempt,
+        findings: Findings,
+        now: float,
+        ended: bool,
+        watch: _Watch,
+        record: Callable[[ev.Event], None],
+    ) -> bool:
+        """Metrics to the series, counters to high-water marks; whether a counter moved ahead."""
+        name = job.spec.name
+        if findings.metrics:
+            append_metrics(self._paths.series(name), attempt.number, findings.metrics, now)
+        marks = self._marks.setdefault(name, {})
+        moved = False
+        new = dict(findings.counters)
+        if findings.checkpoints:
+            before = max(marks.get(CHECKPOINTS, 0.0), job.high_water.get(CHECKPOINTS, 0.0))
+            new[CHECKPOINTS] = before + findings.checkpoints
+        for counter, value in new.items():
+            if value > max(marks.get(counter, float("-inf")), job.high_water.get(counter, float("-inf"))):
+                marks[counter] = value
+                moved = True
+        due = watch.progress_at is None or now - watch.progress_at >= PROGRESS_INTERVAL_S or ended
+        if due:
+            for counter, value in marks.items():
+                if value > job.high_water.get(counter, float("-inf")):
+                    watch.progress_at = now
+                    record(
+                        ev.ProgressMade(
+                            at=now, job=name, attempt=attempt.number, counter=counter, value=value
+                        )
+                    )
+        return moved
+
+    @staticmethod
+    def _count(
+        watch: _Watch, fact: SchedulerFact | None, grown: int, moved: bool, complete: bool, now: float
+    ) -> None:
+        """Silence is what was observed: between two answered looks, never across a blind gap."""
+        if fact is None and not grown:
+            return
+        running = fact is not None and fact.state is SchedulerState.RUNNING
+        gap = now - watch.looked_at if watch.looked_at is not None else 0.0
+        if not (running and complete) or gap < 0 or gap > BLIND_GAP_S:
+            gap = 0.0
+        watch.quiet_s = 0.0 if grown else watch.quiet_s + gap
+        watch.still_s = 0.0 if moved else watch.still_s + gap
+        watch.looked_at = now
+
+    # ---- conditions
+
+    def start_gate(self, job: Job, rules: RuleSet, now: float) -> tuple[Gate, str]:
+        """Whether a waiting job may start."""
+        if rules.start is None:
+            return Gate.OPEN, ""
+        kind = f"start.{len(job.attempts)}"
+        check = rules.start.check(fields_of(job))
+        return self._checks.value(job.spec.name, kind, check, interval_s=rules.start_interval_s, now=now)
+
+    def _gate(
+        self, job: Job, kind: str, condition: ConditionInterface | None, rules: RuleSet, now: float
+    ) -> Gate:
+        if condition is None:
+            return Gate.CLOSED
+        check = condition.check(fields_of(job))
+        value, _ = self._checks.value(job.spec.name, kind, check, interval_s=rules.start_interval_s, now=now)
+        return value
+
+
+def files_of(job: Job, attempt: Attempt) -> dict[str, Path]:
+    """The watched files of an attempt, by the name that rules know them by."""
+    return {"log": Path(attempt.log_path), **{path: Path(path) for path in job.spec.output_paths}}
+
+
+def fields_of(job: Job) -> dict[str, Scalar]:
+    """What actions and conditions may say of a job: its parameters, places and state."""
+    attempt = job.attempt
+    return {
+        **job.spec.parameters,
+        "job": job.spec.name,
+        "job_name": job.spec.name,
+        "name": job.spec.name,
+        "output_dir": job.spec.output_dir,
+        "checkpoint_dir": job.spec.checkpoint_dir,
+        "log_path": attempt.log_path if attempt else "",
+        "attempt": attempt.number if attempt else 0,
+        "job_id": attempt.ref.id if attempt and attempt.ref else "",
+        "state": job.state.value,
+        "mode": job.mode,
+        "reason": job.reason,
+    }
+
+
+__all__ = ["BLIND_GAP_S", "Observer", "SchedulerUnavailable", "fields_of", "files_of"]

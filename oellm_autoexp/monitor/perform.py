@@ -1,0 +1,397 @@
+"""From open intents to effects to outcomes. Nothing starts before its intent is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oellm_autoexp.config.sockets import (
+    AppendText,
+    Deed,
+    EndJob,
+    PostJson,
+    RestartJob,
+    RunCommand,
+    SchedulerInterface,
+    Submission,
+    Task,
+)
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.model import JobState, Scalar, SchedulerFact, SchedulerRef, SchedulerState
+from oellm_autoexp.core.session import ActionState, OpenSubmission, Session
+from oellm_autoexp.errors import (
+    AutoexpError,
+    SchedulerUnavailable,
+    SubmitDeferred,
+    SubmitRejected,
+    SubmitUnclear,
+)
+from oellm_autoexp.monitor.checks import Executor
+from oellm_autoexp.monitor.observe import fields_of
+from oellm_autoexp.monitor.rules import RuleSet
+from oellm_autoexp.store.effects import Effects
+
+#: Command actions that run at once.
+MAX_ACTIONS = 4
+#: How long a deferred submission waits, and an unanswered one.
+DEFER_S = 30.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A command action that runs on this machine."""
+
+    deed: RunCommand
+    ref: SchedulerRef
+    run: int
+
+
+class Performer:
+    """Carries out what the journal says is outstanding."""
+
+    def __init__(
+        self,
+        session: Session,
+        scheduler: SchedulerInterface,
+        local: SchedulerInterface,
+        paths: SessionPaths,
+        effects: Effects,
+        executor: Executor,
+        *,
+        record: Callable[[ev.Event], None],
+        commit: Callable[[], None],
+        clock: Callable[[], float],
+        rules_of: Callable[[str], RuleSet],
+    ) -> None:
+        self._session = session
+        self._scheduler = scheduler
+        self._local = local
+        self._paths = paths
+        self._effects = effects
+        self._executor = executor
+        self._record = record
+        self._commit = commit
+        self._clock = clock
+        self._rules_of = rules_of
+        #: When an answered look-up first did not find a submission.
+        self._not_found: dict[str, float] = {}
+        self._running: dict[str, _Running] = {}
+        self._posts: dict[str, Future[int]] = {}
+
+    def perform(self, deadline: float) -> None:
+        """Everything outstanding, until `deadline`; the rest waits for the next tick."""
+        self._cancels()
+        self._recover()
+        for submission in list(self._session.submissions.values()):
+            if self._clock() >= deadline:
+                break
+            if submission.spawned_at is None:
+                self._submit(submission)
+        self._actions(deadline)
+
+    # ---- submissions
+
+    def _submit(self, submission: OpenSubmission) -> None:
+        token = submission.token
+        self._record(ev.SubmitSpawned(at=self._clock(), token=token))
+        self._commit()
+        tasks = [self._task(name, number) for name, number in submission.jobs]
+        try:
+            refs = self._effects.call(
+                "submit", token, lambda: self._scheduler.submit(Submission(token=token, tasks=tasks))
+            )
+        except SubmitRejected as error:
+            self._refuse(token, str(error), permanent=True)
+        except (SubmitDeferred, SchedulerUnavailable) as error:
+            self._refuse(token, str(error), permanent=False)
+        except SubmitUnclear:
+            return
+        else:
+            self._record(ev.SubmitAccepted(at=self._clock(), token=token, refs=tuple(refs)))
+
+    def _refuse(self, token: str, reason: str, *, permanent: bool) -> None:
+        now = self._clock()
+        jobs = self._session.submissions[token].jobs
+        retry_at = now + DEFER_S
+        self._record(
+            ev.SubmitRefused(at=now, token=token, reason=reason, permanent=permanent, retry_at=retry_at)
+        )
+        if permanent:
+            why = f"the scheduler refused it: {reason}"
+            for name, _ in jobs:
+                state = JobState.FAILED.value
+                self._record(ev.JobEnded(at=now, job=name, state=state, mode="crash.config", reason=why))
+
+    def _task(self, name: str, number: int) -> Task:
+        job = self._session.jobs[name]
+        attempt = job.attempts[-1]
+        return Task(
+            name=name,
+            script_path=job.spec.script_path,
+            log_path=attempt.log_path,
+            attempt_dir=str(self._paths.attempt(name, number)),
+            environment={"AUTOEXP_ATTEMPT": str(number)},
+            time_limit_s=attempt.time_limit_s,
+        )
+
+    def _recover(self) -> None:
+        """Submissions without an outcome (a crash, an unclear answer) are looked up, never repeated."""
+        tokens = [token for token, open_ in self._session.submissions.items() if open_.spawned_at is not None]
+        if not tokens:
+            return
+        try:
+            found = self._scheduler.find(tokens)
+        except SchedulerUnavailable:
+            return
+        now = self._clock()
+        for token in tokens:
+            refs = found.get(token)
+            if refs:
+                self._record(ev.SubmitAccepted(at=now, token=token, refs=tuple(refs), adopted=True))
+                continue
+            since = self._not_found.setdefault(token, now)
+            if now - since >= self._scheduler.capabilities.find_grace_s:
+                del self._not_found[token]
+                reason = "the scheduler never had it"
+                self._record(
+                    ev.SubmitRefused(at=now, token=token, reason=reason, permanent=False, retry_at=now)
+                )
+
+    def _cancels(self) -> None:
+        """One call for all cancels that have not been sent since they were asked for."""
+        wanted = []
+        for job in self._session.jobs.values():
+            attempt = job.live
+            if attempt is None or attempt.ref is None or attempt.cancel is None:
+                continue
+            if attempt.cancel.sent_at is None or attempt.cancel.sent_at < attempt.cancel.at:
+                wanted.append((job.spec.name, attempt.number, attempt.ref))
+        if not wanted:
+            return
+        refs = [ref for _, _, ref in wanted]
+        try:
+            self._effects.call("cancel", refs[0].id, lambda: self._scheduler.cancel(refs))
+        except SchedulerUnavailable:
+            return
+        for name, number, _ in wanted:
+            self._record(ev.CancelSent(at=self._clock(), job=name, attempt=number))
+
+    # ---- actions
+
+    def _actions(self, deadline: float) -> None:
+        self._finish_running()
+        self._finish_posts()
+        for key in list(self._session.open_actions):
+            if self._clock() >= deadline:
+                return
+            if key not in self._running and key not in self._posts:
+                self._start(key, self._session.actions[key])
+
+    def _start(self, key: str, state: ActionState) -> None:
+        try:
+            deed = self._deed(state.request)
+        except (KeyError, AutoexpError, ValueError) as error:
+            missing = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
+            self._end(key, ok=False, reason=f"cannot be carried out: {missing}")
+            return
+        if isinstance(deed, RunCommand):
+            if len(self._running) < MAX_ACTIONS:
+                self._run(key, state, deed)
+        elif isinstance(deed, AppendText):
+            self._append(key, state, deed)
+        elif isinstance(deed, PostJson):
+            self._spawned(key, state.runs + 1)
+            self._posts[key] = self._executor.submit(lambda: post(deed, self._effects))
+        else:
+            self._change_job(key, state.request, deed)
+
+    def _deed(self, request: ev.ActionRequested) -> Deed:
+        action = self._rules_of(request.rules).actions[request.action]
+        opened = self._session.opened
+        fields: dict[str, Scalar] = {"signal": request.rule, "job": "", "state": "", "reason": ""}
+        if request.job:
+            fields.update(fields_of(self._session.jobs[request.job]))
+        if opened is not None:
+            fields.update(project=opened.project, session=str(self._paths.state_dir))
+        return action.deed({**fields, **request.fields})
+
+    def _run(self, key: str, state: ActionState, deed: RunCommand) -> None:
+        """A local attempt of its own, found again by a token after a crash of this program."""
+        run = max(1, state.runs)
+        if state.runs:
+            found = self._local.find([_token(key, run)])
+            if found:
+                self._running[key] = _Running(deed, found[_token(key, run)][0], run)
+                return
+        self._submit_run(key, deed, run, known=bool(state.runs))
+
+    def _submit_run(self, key: str, deed: RunCommand, run: int, *, known: bool = False) -> None:
+        directory = self._paths.action(key, run)
+        script = directory / "action.sh"
+        try:
+            self._effects.mkdir(directory)
+            self._effects.write(script, _script(deed, self._paths.guard).encode())
+            if not known:
+                self._spawned(key, run)
+            task = Task(
+                name=self._session.actions[key].request.action,
+                script_path=str(script),
+                log_path=str(directory / "log"),
+                attempt_dir=str(directory),
+                environment=dict(deed.environment),
+                time_limit_s=None if deed.timeout_s is None else max(1, round(deed.timeout_s)),
+            )
+            refs = self._local.submit(Submission(token=_token(key, run), tasks=[task]))
+        except (OSError, SubmitDeferred):
+            # Full disk, no process to be had: it stays open and is tried again.
+            return
+        self._running[key] = _Running(deed, refs[0], run)
+
+    def _finish_running(self) -> None:
+        if not self._running:
+            return
+        facts = self._local.poll([running.ref for running in self._running.values()])
+        for key, running in list(self._running.items()):
+            fact = facts[running.ref]
+            if not fact.state.ended:
+                continue
+            del self._running[key]
+            self._conclude(key, running, fact)
+
+    def _conclude(self, key: str, running: _Running, fact: SchedulerFact) -> None:
+        log = self._paths.action(key, running.run) / "log"
+        if fact.state is SchedulerState.COMPLETED:
+            self._end(key, ok=True, exit_code=0)
+        elif fact.state in (SchedulerState.GONE, SchedulerState.NODE_FAIL):
+            if running.deed.on_interrupt == "retry":
+                self._submit_run(key, running.deed, running.run + 1)
+            else:
+                self._end(key, ok=False, reason="it was interrupted")
+        elif fact.state is SchedulerState.TIMEOUT:
+            self._end(key, ok=False, reason=f"ended after {running.deed.timeout_s:g} s, see {log}")
+        elif running.run <= running.deed.retries:
+            self._submit_run(key, running.deed, running.run + 1)
+        else:
+            reason = f"exit {fact.exit_code}, see {log}"
+            self._end(key, ok=False, reason=reason, exit_code=fact.exit_code)
+
+    def _append(self, key: str, state: ActionState, deed: AppendText) -> None:
+        path, data = Path(deed.path), deed.text.encode()
+        try:
+            if state.position is not None and _holds(path, state.position, data):
+                self._end(key, ok=True)
+                return
+            position = path.stat().st_size if path.exists() else 0
+            self._record(ev.ActionSpawned(at=self._clock(), key=key, run=state.runs + 1, position=position))
+            self._commit()
+            self._effects.append_text(path, deed.text)
+        except OSError as error:
+            self._end(key, ok=False, reason=f"{path}: {error.strerror}")
+        else:
+            self._end(key, ok=True)
+
+    def _finish_posts(self) -> None:
+        for key, future in list(self._posts.items()):
+            if not future.done():
+                continue
+            del self._posts[key]
+            try:
+                status = future.result()
+            except (OSError, ValueError) as error:
+                self._end(key, ok=False, reason=str(error))
+            else:
+                self._end(key, ok=status < 400, reason=f"HTTP {status}")
+
+    def _change_job(self, key: str, request: ev.ActionRequested, deed: EndJob | RestartJob) -> None:
+        now = self._clock()
+        job = self._session.jobs.get(request.job)
+        if job is not None and not job.state.ended:
+            if isinstance(deed, EndJob):
+                self._record(
+                    ev.EndWished(at=now, job=request.job, why=deed.why, by=request.action, mode=deed.mode)
+                )
+            elif job.live is not None and job.live.number == request.attempt and job.live.cancel is None:
+                self._record(
+                    ev.CancelRequested(
+                        at=now,
+                        job=request.job,
+                        attempt=request.attempt,
+                        why=deed.why,
+                        by=request.action,
+                        mode=deed.mode,
+                    )
+                )
+        self._end(key, ok=True)
+
+    def _spawned(self, key: str, run: int) -> None:
+        self._record(ev.ActionSpawned(at=self._clock(), key=key, run=run))
+        self._commit()
+
+    def _end(self, key: str, *, ok: bool, reason: str = "", exit_code: int | None = None) -> None:
+        self._record(ev.ActionEnded(at=self._clock(), key=key, ok=ok, reason=reason, exit_code=exit_code))
+
+
+def _token(key: str, run: int) -> str:
+    return hashlib.sha256(f"{key}#{run}".encode()).hexdigest()[:16]
+
+
+def _script(deed: RunCommand, guard: Path) -> str:
+    """The action as a script under the guard, like any attempt."""
+    argv = ["/bin/sh", "-c", deed.command] if isinstance(deed.command, str) else list(deed.command)
+    inner = [f"cd {shlex.quote(deed.cwd)}"] if deed.cwd else []
+    lines = [
+        "#!/bin/bash",
+        'if [ "${1:-}" != --claimed ]; then',
+        f'  exec python3 -I {shlex.quote(str(guard))} -- bash "$0" --claimed',
+        "fi",
+        "set -e",
+        *inner,
+        f"exec {shlex.join(argv)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _holds(path: Path, position: int, data: bytes) -> bool:
+    """Whether the file already has these bytes where they would have been appended."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            return file.read(len(data)) == data
+    except FileNotFoundError:
+        return False
+
+
+def post(deed: PostJson, effects: Effects) -> int:
+    """Send it; the HTTP status.
+
+    Raises:
+        OSError: nobody answered.
+    """
+    if not deed.url.startswith(("http://", "https://")):
+        raise ValueError(f"{deed.url} is not an http address")
+    body = json.dumps(_plain(deed.body)).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(deed.url, data=body, headers=headers, method="POST")  # noqa: S310
+
+    def call() -> int:
+        try:
+            with urllib.request.urlopen(request, timeout=deed.timeout_s) as answer:  # noqa: S310
+                status: int = answer.status
+                return status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    return effects.call("post", deed.url, call)
+
+
+def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in body.items()}
