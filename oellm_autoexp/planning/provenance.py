@@ -28,7 +28,7 @@ def provenance(
     """
     return {
         "config": redacted(config),
-        "overrides": [_override(text) for text in overrides],
+        "overrides": [redacted_override(text) for text in overrides],
         "git": git_state(directory) if directory is not None else {},
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "versions": versions(),
@@ -48,7 +48,8 @@ def redacted(value: Any, name: str = "") -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
-def _override(text: str) -> str:
+def redacted_override(text: str) -> str:
+    """`key=value` without the value of a secret."""
     key, sign, value = text.partition("=")
     name = key.rpartition(".")[2]
     return f"{key}{sign}{redacted(value, name)}"

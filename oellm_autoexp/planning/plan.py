@@ -1,0 +1,328 @@
+"""From a composed config to jobs: names, ids, places, commands, scripts, rules. Pure: the same config gives
+the same plan, order and bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from oellm_autoexp.config.compose import Composed, PointConfig
+from oellm_autoexp.config.sockets import (
+    BackendInterface,
+    BackendJobSpec,
+    LaunchCommand,
+    SchedulerInterface,
+    made,
+)
+from oellm_autoexp.core import symbols
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.model import JobSpec, Scalar
+from oellm_autoexp.core.script import ScriptRequest
+from oellm_autoexp.errors import AutoexpError, ConfigError, Fault
+from oellm_autoexp.planning.identity import SYMBOLIC_JOB, digest, job_id
+from oellm_autoexp.planning.places import JobPlaces, Places
+from oellm_autoexp.planning.resources import resources_of
+from oellm_autoexp.planning.sweep_json import text_of
+from oellm_autoexp.sweep.grid import Point
+from oellm_autoexp.sweep.names import UniqueNames
+from oellm_autoexp.sweep.scalars import format_scalar
+
+#: Sections that say how a job is watched and what follows its end: they change no id and reach no backend.
+LIFECYCLE = ("job", "monitoring", "restart_policies", "actions", "conditions", "scheduler")
+#: Names of per-job lifecycle keys that a sweep may use without their section.
+LIFECYCLE_ALIASES = frozenset(
+    {
+        "start_condition_cmd",
+        "start_condition_interval_seconds",
+        "termination_string",
+        "termination_command",
+        "inactivity_threshold_seconds",
+    }
+)
+#: What the monitor is told of a job.
+RULES = ("monitoring", "restart_policies", "actions", "conditions", "job")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedJob:
+    """One job as it would be submitted. `spec` shows secrets as `${NAME}`; `request` carries references."""
+
+    spec: JobSpec
+    script: str
+    request: ScriptRequest
+    #: Plain resolved mapping of the sections in RULES; shared between jobs where equal.
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rules_id(self) -> str:
+        return self.spec.rules
+
+
+def plan(
+    composed: Composed,
+    scheduler: SchedulerInterface,
+    paths: SessionPaths,
+    *,
+    cwd: Path,
+    known: Mapping[str, str] | None = None,
+) -> Iterator[PlannedJob]:
+    """The jobs of a config, one at a time.
+
+    `paths` is the session that the jobs will belong to; `cwd` is where commands run that name no directory
+    of their own. `known` are the names of jobs that the session has, by id: they keep them, so that a point
+    inserted before `{index}` moves nobody.
+
+    Raises:
+        ConfigError: what is wrong with which point.
+    """
+    planner = _Planner(composed, scheduler, paths, cwd)
+    names = planner.names(known or {})
+    for point in composed.points():
+        yield planner.job(point, names)
+
+
+class _Names:
+    """Gives each id one name and each name to one id."""
+
+    def __init__(self, composed: Composed, known: Mapping[str, str], taken: frozenset[str]) -> None:
+        self._namer = composed.namer
+        self._known = known
+        self._taken = taken
+        self._unique = UniqueNames(composed.namer.template)
+        self._ids: dict[str, int] = {}
+        self._given: set[str] = set()
+        self._next = len(taken)
+
+    def of(self, identity: str, values: Mapping[str, Any], index: int) -> str:
+        """The name of a job.
+
+        Raises:
+            ConfigError: another point has this name, or is the same job.
+        """
+        other = self._ids.setdefault(identity, index)
+        if other != index:
+            shown = ", ".join(f"{key}={text_of(value)}" for key, value in values.items()) or "no values"
+            what = f"points {other} and {index} would compute the same"
+            hint = "remove one of them, or sweep something that the command or its environment reads"
+            raise ConfigError(Fault(key="sweep", what=what, value=shown, hint=hint))
+        name = self._known.get(identity)
+        if name is None:
+            name = self._fresh(values, index)
+        self._unique.add(name, values)
+        return name
+
+    def _fresh(self, values: Mapping[str, Any], index: int) -> str:
+        name = self._namer.name(values, index)
+        if self._namer.uses_index and self._taken:
+            # Numbers that are in use stay where they are; new points go on behind them.
+            while name in self._taken or name in self._given:
+                name = self._namer.name(values, self._next)
+                self._next += 1
+            self._given.add(name)
+        return name
+
+
+class _Planner:
+    """What all points of a plan share."""
+
+    def __init__(
+        self, composed: Composed, scheduler: SchedulerInterface, paths: SessionPaths, cwd: Path
+    ) -> None:
+        self._composed = composed
+        self._scheduler = scheduler
+        self._cwd = str(cwd)
+        self._paths = paths
+        self._rules: dict[tuple[Any, ...], tuple[str, Mapping[str, Any]]] = {}
+        self._by_digest: dict[str, Mapping[str, Any]] = {}
+        self._kept: list[Any] = []
+
+    # ---- names
+
+    def names(self, known: Mapping[str, str]) -> _Names:
+        """Where names count points, ids are looked at first: only names of jobs still planned are in use."""
+        taken: set[str] = set()
+        if known and self._composed.namer.uses_index:
+            for point in self._composed.points():
+                name = known.get(self._identity(self._composed.resolved(point.values)))
+                if name is not None:
+                    taken.add(name)
+        return _Names(self._composed, known, frozenset(taken))
+
+    def _identity(self, values: Mapping[str, Any], symbolic: PointConfig | None = None) -> str:
+        """The id of a point; `symbolic` is its config with `job.*` left open, where that is at hand."""
+        raw = (symbolic or self._composed.point(values, SYMBOLIC_JOB)).raw
+        parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
+        environment = (raw.get("slurm") or {}).get("environment") or {}
+        return job_id(parameters, raw.get("backend"), environment)
+
+    # ---- jobs
+
+    def job(self, point: Point, names: _Names) -> PlannedJob:
+        """One job.
+
+        Raises:
+            ConfigError: what is wrong with it.
+        """
+        values = self._composed.resolved(point.values)
+        symbolic = self._composed.point(values, SYMBOLIC_JOB)
+        name = f"point {point.index}"
+        try:
+            identity = self._identity(values, symbolic)
+            name = names.of(identity, values, point.index)
+            root = symbolic.root
+            project = root.project.name
+            parameters = {key: _scalar(value) for key, value in values.items()}
+            places = self._places(symbolic).of(name, project, parameters)
+            config = symbolic
+            if self._composed.reads_job:
+                config = self._composed.point(values, places.facts(name))
+            request = self._request(config, name, values, places)
+            script = self._scheduler.render(request)
+        except ConfigError as error:
+            raise _about(name, error) from error.__cause__
+        rules_id, rules = self._rules_of(config.raw, values)
+        spec = JobSpec(
+            name=name,
+            id=identity,
+            index=point.index,
+            parameters=parameters,
+            argv=tuple(symbols.shown(word) for word in request.argv),
+            output_dir=places.output_dir,
+            checkpoint_dir=places.checkpoint_dir,
+            script_path=places.script_path,
+            script_digest=hashlib.sha256(script.encode()).hexdigest(),
+            log_path=places.log_path,
+            output_paths=places.output_paths,
+            resources=resources_of(config.raw.get("slurm") or {}),
+            rules=rules_id,
+        )
+        return PlannedJob(spec=spec, script=script, request=request, rules=rules)
+
+    def _places(self, config: PointConfig) -> Places:
+        root, monitoring = config.root, config.root.monitoring
+        base = Path(root.project.base_output_dir)
+        return Places(
+            base_output_dir=base,
+            script_dir=Path(root.slurm.script_dir or base / "scripts"),
+            log_dir=Path(root.slurm.log_dir or base / "logs"),
+            log_template=getattr(monitoring, "log_path_template", None),
+            output_paths=tuple(getattr(monitoring, "output_paths", ())),
+        )
+
+    def _request(
+        self, config: PointConfig, name: str, values: Mapping[str, Any], places: JobPlaces
+    ) -> ScriptRequest:
+        slurm = config.raw.get("slurm") or {}
+        visible = {key: value for key, value in values.items() if not is_lifecycle(key)}
+        spec = BackendJobSpec(
+            parameters=visible,
+            name=name,
+            output_dir=places.output_dir,
+            checkpoint_dir=places.checkpoint_dir,
+            resources=resources_of(slurm),
+        )
+        launch = _launched(config.root.backend, spec)
+        shared = _environment(slurm.get("environment") or {}, "slurm.environment")
+        own = _environment(launch.environment, "backend.environment")
+        return ScriptRequest(
+            name=name,
+            argv=launch.argv,
+            environment={**shared, **own},
+            setup=tuple(slurm.get("setup") or ()),
+            cwd=str(Path(self._cwd, launch.cwd)) if launch.cwd else self._cwd,
+            slurm=slurm,
+            job_environment={
+                "AUTOEXP_PROJECT": config.root.project.name,
+                "AUTOEXP_SESSION": str(self._paths.state_dir),
+                "AUTOEXP_JOB_NAME": name,
+                "AUTOEXP_OUTPUT_DIR": places.output_dir,
+                "AUTOEXP_CHECKPOINT_DIR": places.checkpoint_dir,
+            },
+            guard_path=str(self._paths.guard),
+            parameters=visible,
+        )
+
+    # ---- rules
+
+    def _rules_of(self, raw: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """Constant sections are the same objects at every point, so most plans look at them once."""
+        sections = [raw.get(section) for section in RULES]
+        bare = {key: value for key, value in values.items() if key in LIFECYCLE_ALIASES}
+        key = (*map(id, sections), *bare.values())
+        found = self._rules.get(key)
+        if found is None:
+            rules = {name: section or {} for name, section in zip(RULES, sections, strict=True)}
+            rules["job"] = {**rules["job"], **bare}
+            identity = digest(rules)
+            found = (identity, self._by_digest.setdefault(identity, rules))
+            # What `id` was taken of must live on, or another object may get the same number.
+            self._kept.append(sections)
+            self._rules[key] = found
+        return found
+
+
+def is_lifecycle(key: str) -> bool:
+    """Whether a swept key says how a job is watched, not what it computes."""
+    return key in LIFECYCLE_ALIASES or key.partition(".")[0] in LIFECYCLE
+
+
+def _scalar(value: Any) -> Scalar:
+    """A parameter for people and for the journal: secrets shown by name, lists as text."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return symbols.shown(text_of(value))
+
+
+def _launched(config: Any, spec: BackendJobSpec) -> LaunchCommand:
+    """What the backend makes of a job.
+
+    Raises:
+        ConfigError: there is none, it refuses the job, or it failed.
+    """
+    if config is None:
+        hint = "name one, e.g. `backend: {class_name: CommandBackend, command: [python, train.py]}`"
+        raise ConfigError(Fault(key="backend", what="there is none", hint=hint))
+    try:
+        backend = made(BackendInterface, config)
+        backend.validate(spec)
+        launch = backend.build_launch_command(spec)
+    except AutoexpError:
+        raise
+    except ValueError as error:
+        raise ConfigError(Fault(key="backend", what=str(error))) from error
+    except Exception as error:
+        what = f"{type(config).__name__} failed: {type(error).__name__}: {error}"
+        raise ConfigError(Fault(key="backend", what=what)) from error
+    if not launch.argv or not all(isinstance(word, str) for word in launch.argv):
+        what = f"{type(backend).__name__} gave an argv that is not a list of texts"
+        raise ConfigError(Fault(key="backend", what=what, value=repr(launch.argv)))
+    return launch
+
+
+def _environment(values: Mapping[str, Any], key: str) -> dict[str, str]:
+    """An environment as text.
+
+    Raises:
+        ConfigError: a value without a text; a secret that stands in the config.
+    """
+    made: dict[str, str] = {}
+    for name, value in values.items():
+        try:
+            text = format_scalar(value)
+        except ValueError as error:
+            raise ConfigError(Fault(key=f"{key}.{name}", what=str(error))) from None
+        if text and symbols.is_secret(name) and symbols.OPEN not in text:
+            what = "a secret stands in the config, and would stand in scripts and in the journal"
+            hint = f"write `${{oc.env:{name}}}` and export it, or set it in a file named by slurm.env_file"
+            raise ConfigError(Fault(key=f"{key}.{name}", what=what, hint=hint))
+        made[name] = text
+    return made
+
+
+def _about(name: str, error: ConfigError) -> ConfigError:
+    """The error with the job that it was found in."""
+    return ConfigError(*(replace(fault, what=f"{fault.what} (job {name})") for fault in error.faults))

@@ -1,0 +1,258 @@
+"""From a config reference to a plan, and from a plan to files. What `submit` does first, and `plan` only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oellm_autoexp.config import compose
+from oellm_autoexp.config.sockets import SchedulerInterface, made
+from oellm_autoexp.core.layout import SessionPaths, default_state_dir
+from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
+from oellm_autoexp.planning import plan as planning
+from oellm_autoexp.planning.plan import PlannedJob
+from oellm_autoexp.planning.provenance import provenance, redacted_override
+from oellm_autoexp.planning.resources import Totals, totals
+from oellm_autoexp.planning.sweep_json import sweep_json
+from oellm_autoexp.reactions.policies import in_force
+from oellm_autoexp.rendering import guard
+from oellm_autoexp.services import plugins
+from oellm_autoexp.store.effects import Effects
+
+#: Scripts, sweep.json and directories of output are for colleagues too; they hold no secret.
+_DIR_MODE, _SCRIPT_MODE, _FILE_MODE = 0o755, 0o755, 0o644
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFile:
+    """A file that a plan writes."""
+
+    path: Path
+    data: bytes
+    mode: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyInForce:
+    """A restart policy that applies, and whether the config named it."""
+
+    mode: str
+    config: Mapping[str, Any]
+    configured: bool
+
+    @property
+    def max_restarts(self) -> int | None:
+        """The most restarts that it allows; None: without bound."""
+        if self.config.get("class_name") == "NoRestartPolicy":
+            return 0
+        found = self.config.get("max_retries")
+        return found if isinstance(found, int) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A config that parses, with the scheduler it names."""
+
+    composed: compose.Composed
+    scheduler: SchedulerInterface
+    #: The scheduler's registered class name and resolved config, as the journal keeps it.
+    scheduler_config: Mapping[str, Any]
+    project: str
+    base_output_dir: Path
+    paths: SessionPaths
+    #: Where commands run that name no directory of their own.
+    cwd: Path
+    #: What to load again: reference, directory, overrides.
+    source: Mapping[str, Any]
+
+
+#: What a flag or `scheduler.class_name` may say for a registered class.
+SCHEDULERS = {"local": "LocalScheduler", "slurm": "SlurmClient"}
+
+
+def load(
+    ref: str,
+    config_dir: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    scheduler: str | None = None,
+    cwd: Path | None = None,
+    effects: Effects | None = None,
+) -> Loaded:
+    """Compose a config, with every plug-in it names, and make its scheduler.
+
+    `scheduler` ("local", "slurm", "fake") wins over the config. `cwd` (None: the process's) is where commands
+    run, and where relative references start.
+
+    Raises:
+        ConfigError: every mistake in the config.
+        UsageError: a scheduler that cannot be used.
+    """
+    if scheduler == "fake":
+        hint = "use --local to run the jobs on this machine, or `plan` to only look at them"
+        raise UsageError("the fake cluster is not part of this version yet", where="--fake", hint=hint)
+    where = cwd if cwd is not None else Path.cwd()
+    composed = compose.load(
+        ref,
+        config_dir=config_dir,
+        overrides=overrides,
+        shorthands={"scheduler.class_name": SCHEDULERS[scheduler]} if scheduler else None,
+        load_plugins=plugins.load,
+        cwd=where,
+    )
+    section = _constant(composed, "scheduler")
+    root = compose.parse_root({"project": {"name": composed.project.name}, "scheduler": section})
+    project = composed.project
+    base = Path(project.base_output_dir)
+    paths = SessionPaths(Path(project.state_dir) if project.state_dir else default_state_dir(base))
+    assert root.scheduler is not None
+    made_scheduler: SchedulerInterface = made(
+        SchedulerInterface,
+        root.scheduler,
+        effects=effects if effects is not None else Effects(),
+        state_dir=paths.scheduler,
+    )
+    return Loaded(
+        composed=composed,
+        scheduler=made_scheduler,
+        scheduler_config=section,
+        project=project.name,
+        base_output_dir=base,
+        paths=paths,
+        cwd=where,
+        source={
+            "config": str(composed.file) if composed.file is not None else ref,
+            "config_dir": str(config_dir) if config_dir is not None else "",
+            "overrides": [redacted_override(text) for text in overrides],
+            "cwd": str(where),
+        },
+    )
+
+
+def _constant(composed: compose.Composed, section: str) -> dict[str, Any]:
+    """A section that is the same for every point.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for path in composed.tree.dynamic_paths:
+        if path.startswith(f"{section}."):
+            what = "must be the same for every point"
+            raise ConfigError(Fault(key=path, what=what, hint="sweep something else"))
+    return dict(composed.tree.folded.get(section) or {})
+
+
+def provenance_of(loaded: Loaded) -> dict[str, Any]:
+    """What the plan is made from; the git state is that of the directory where commands run."""
+    overrides = loaded.composed.overrides
+    return provenance(loaded.composed.shown, overrides=overrides, directory=loaded.cwd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """A whole plan: everything that can be refused has been refused."""
+
+    loaded: Loaded
+    jobs: Sequence[PlannedJob]
+    totals: Totals
+    #: Of all jobs; the config's own and the defaults.
+    policies: Sequence[PolicyInForce]
+
+    @property
+    def rules(self) -> Mapping[str, Mapping[str, Any]]:
+        """The rules of all jobs by their identity."""
+        return {job.rules_id: job.rules for job in self.jobs}
+
+    @property
+    def sweep_json(self) -> Path | None:
+        """Where sweep.json goes; None where the config wants none."""
+        wanted = self.loaded.composed.grid.store_sweep_json
+        return self.loaded.base_output_dir / "sweep.json" if wanted else None
+
+
+def plan(loaded: Loaded, known: Mapping[str, str] | None = None) -> PlanResult:
+    """Plan every job. `known` are names of the session's jobs by id.
+
+    Raises:
+        ConfigError: what is wrong with which job.
+    """
+    jobs = list(planning.plan(loaded.composed, loaded.scheduler, loaded.paths, cwd=loaded.cwd, known=known))
+    policies = {job.rules_id: policies_in_force(job.rules) for job in jobs}
+    restarts = {rules: _most_restarts(found) for rules, found in policies.items()}
+    every = {(policy.mode, repr(policy.config)): policy for found in policies.values() for policy in found}
+    return PlanResult(
+        loaded=loaded,
+        jobs=jobs,
+        totals=totals((job.spec.resources, restarts[job.rules_id]) for job in jobs),
+        policies=tuple(every.values()),
+    )
+
+
+def policies_in_force(rules: Mapping[str, Any]) -> tuple[PolicyInForce, ...]:
+    """The restart policies of a job, sorted by mode."""
+    configured = rules.get("restart_policies") or {}
+    found = in_force(configured)
+    return tuple(
+        PolicyInForce(mode=mode, config=config, configured=mode in configured)
+        for mode, config in sorted(found.items())
+    )
+
+
+def _most_restarts(policies: Sequence[PolicyInForce]) -> int:
+    """The restarts that bounded policies allow together. Entries without a bound are shown beside it."""
+    return sum(policy.max_restarts or 0 for policy in policies)
+
+
+# ---------------------------------------------------------------- files
+
+
+def files(result: PlanResult) -> Iterator[PlannedFile]:
+    """Every file that `write` writes, in order. A dry run shows these, byte for byte."""
+    yield PlannedFile(path=result.loaded.paths.guard, data=guard_source(), mode=0o700)
+    for job in result.jobs:
+        yield PlannedFile(path=Path(job.spec.script_path), data=job.script.encode(), mode=_SCRIPT_MODE)
+    if result.sweep_json is not None:
+        entries = ((job.spec, job.request) for job in result.jobs)
+        text = "".join(sweep_json(result.loaded.project, entries))
+        yield PlannedFile(path=result.sweep_json, data=text.encode(), mode=_FILE_MODE)
+
+
+def guard_source() -> bytes:
+    """The guard as it is copied beside the state: a compute node has no virtual environment of ours."""
+    return Path(guard.__file__).read_bytes()
+
+
+def write(result: PlanResult, effects: Effects) -> None:
+    """Write what changed, and make it durable with one synchronisation instead of one a file.
+
+    Raises:
+        StateError: a directory or a file that cannot be written.
+    """
+    try:
+        effects.mkdir(result.loaded.paths.state_dir)
+        made: set[Path] = set()
+        for job in result.jobs:
+            for path in (Path(job.spec.script_path).parent, Path(job.spec.log_path).parent):
+                if path not in made:
+                    effects.mkdir(path, mode=_DIR_MODE)
+                    made.add(path)
+        changed = False
+        for file in files(result):
+            if _content(file.path) != file.data:
+                effects.write(file.path, file.data, mode=file.mode, durable=False)
+                changed = True
+        if changed:
+            effects.sync(result.loaded.base_output_dir)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        hint = "nothing was submitted; make room or mend the rights, then do the same again"
+        raise StateError(what, where=str(error.filename), hint=hint) from error
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

@@ -1,0 +1,58 @@
+"""Plan and submit a config: `[CONFIG_REF] -C DIR -o KEY=VALUE --dry-run --use-fake-slurm`.
+
+`--dry-run` writes the scripts and sweep.json, so that they can be looked at or run by hand
+(`scripts/run_sweep_entry.py`), and submits nothing. Everything else is `oellm-autoexp submit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from oellm_autoexp.errors import AutoexpError
+from oellm_autoexp.services import plan
+from oellm_autoexp.store.effects import Effects
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "config_ref", nargs="?", default="autoexp", help="a YAML file or the name of a config"
+    )
+    parser.add_argument("-C", "--config-dir", type=Path, default=Path("config"))
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--dry-run", action="store_true", help="write the scripts, submit nothing")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--use-fake-slurm", "--fake", dest="scheduler", action="store_const", const="fake")
+    where.add_argument("--local", dest="scheduler", action="store_const", const="local")
+    options = parser.parse_args()
+    try:
+        loaded = plan.load(
+            options.config_ref, options.config_dir, options.override, scheduler=options.scheduler
+        )
+        if options.dry_run:
+            return show(plan.plan(loaded))
+        from oellm_autoexp.services import submit
+
+        return submit.submit(loaded)
+    except AutoexpError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def show(result: plan.PlanResult) -> int:
+    plan.write(result, Effects())
+    for job in result.jobs:
+        print(f"Generated: {job.spec.script_path}")
+    if result.sweep_json is not None:
+        print(f"Sweep JSON: {result.sweep_json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
