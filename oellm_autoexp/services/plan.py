@@ -18,6 +18,7 @@ from oellm_autoexp.planning.resources import Totals, totals
 from oellm_autoexp.planning.sweep_json import sweep_json
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.rendering import guard
+from oellm_autoexp.schedulers import slurm
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store.effects import Effects
 
@@ -129,6 +130,16 @@ def load(
             "cwd": str(where),
         },
     )
+
+
+def require_submitting(loaded: Loaded) -> None:
+    """Refuse, before anything is written, a scheduler that can only render.
+
+    Raises:
+        UsageError: names what can be done instead.
+    """
+    if isinstance(loaded.scheduler, slurm.SlurmClient):
+        slurm.refuse()
 
 
 def _constant(composed: compose.Composed, section: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _BUILT_IN = (
     "oellm_autoexp.reactions.conditions",
     "oellm_autoexp.reactions.policies",
     "oellm_autoexp.schedulers.local",
+    "oellm_autoexp.schedulers.slurm",
 )
 
 SOCKETS: tuple[type[sockets.Plugin], ...] = (
