@@ -157,10 +157,10 @@ class Loop:
         seen = self._observer.observe(job, rules, facts, now, self.record, lambda key: self.session.jobs[key])
         job = self.session.jobs[name]
         events = decide(job, seen, rules.lifecycle)
-        if last is not None and last.phase is Phase.ENDED and not last.decision and not events:
-            # A crash stood between the end of the attempt and what follows from it.
-            if last.number >= job.first_attempt and job.end_wish is None:
-                events = (follow(job, rules.lifecycle, now),)
+        undecided = last is not None and last.phase is Phase.ENDED and not last.decision
+        if undecided and not events and last is not None and last.number >= job.first_attempt:
+            # The journal was cut between the end of the attempt and what follows from it.
+            events = (follow(job, rules.lifecycle, now),)
         for event in events:
             self.record(event)
             self._occasion(event, rules, now)

@@ -1,4 +1,4 @@
-"""`monitor/state.json`: a snapshot of the live jobs for people and other programs. The journal is the truth."""
+"""`monitor/state.json`: a snapshot of the live jobs for others to read. The journal is the truth."""
 
 from __future__ import annotations
 

@@ -1,0 +1,310 @@
+"""Sessions as a person names them, and what is done to them: submit, watch, cancel, retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from compoconf import parse_config
+
+from oellm_autoexp.config.sockets import SchedulerConfig, SchedulerInterface, made
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
+from oellm_autoexp.core.model import Job, JobState
+from oellm_autoexp.core.reconcile import Reconciled, reconcile
+from oellm_autoexp.core.session import Session
+from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError, did_you_mean
+from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
+from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
+from oellm_autoexp.services import plugins
+from oellm_autoexp.services.plan import PlanResult, write
+from oellm_autoexp.store import inbox, journal
+from oellm_autoexp.store.effects import Effects
+
+#: How long a command waits for a leader's answer.
+ANSWER_S = 60.0
+
+
+def replay(paths: SessionPaths) -> Session:
+    """The state of a session, from its journal alone.
+
+    Raises:
+        StateError: the journal is damaged.
+    """
+    session = Session()
+    for event in journal.read(paths).events:
+        session.apply(event)
+    return session
+
+
+# ---------------------------------------------------------------- names
+
+
+def registry() -> Path:
+    """Where sessions of this user are known by name."""
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "oellm-autoexp" / "sessions"
+
+
+def remember(paths: SessionPaths, project: str) -> None:
+    """Make a session known by its project's name; a home that cannot be written is no reason to fail."""
+    try:
+        registry().mkdir(parents=True, exist_ok=True)
+        (registry() / f"{project}.json").write_text(json.dumps({"state_dir": str(paths.state_dir)}))
+    except OSError:
+        return
+
+
+def known_sessions() -> dict[str, Path]:
+    """The sessions of this user whose state directory still exists."""
+    found = {}
+    for path in sorted(registry().glob("*.json")):
+        try:
+            state_dir = Path(json.loads(path.read_text())["state_dir"])
+        except (OSError, ValueError, KeyError):
+            continue
+        if state_dir.is_dir():
+            found[path.stem] = state_dir
+    return found
+
+
+def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
+    """The session that a person means: a state directory, an output directory, a name, or a config.
+
+    Without a reference it is the one below `./outputs`, or the only one there is.
+
+    Raises:
+        UsageError: there is none, or it cannot be told which.
+    """
+    known = known_sessions()
+    if reference is None:
+        here = Path("outputs") / STATE_DIR_NAME
+        if here.is_dir():
+            return SessionPaths(here.resolve())
+        if len(known) == 1:
+            return SessionPaths(next(iter(known.values())))
+        names = ", ".join(known) or "none is known"
+        raise UsageError("which session?", hint=f"name one: {names}")
+    path = Path(reference)
+    for candidate in (path, path / STATE_DIR_NAME):
+        if (candidate / "monitor").is_dir():
+            return SessionPaths(candidate.resolve())
+    if reference in known:
+        return SessionPaths(known[reference])
+    if path.suffix in (".yaml", ".yml"):
+        paths = SessionPaths(load(reference))
+        if paths.journal.is_dir():
+            return paths
+        raise UsageError("nothing has been submitted from this config yet", where=reference)
+    hint = did_you_mean(reference, list(known)) or "`oellm-autoexp sessions` lists them"
+    raise UsageError(f"there is no session {reference!r}", hint=hint)
+
+
+def chosen(session: Session, wanted: Sequence[str]) -> list[Job]:
+    """The jobs that words mean: a name, a unique prefix, a glob, key=value, or a scheduler id; all for none.
+
+    Raises:
+        UsageError: a word that means no job, or a prefix that means several.
+    """
+    if not wanted:
+        return list(session.jobs.values())
+    found: dict[str, Job] = {}
+    for word in wanted:
+        jobs = _meant(session, word)
+        if not jobs:
+            hint = did_you_mean(word, list(session.jobs)) or "`oellm-autoexp status` lists the jobs"
+            raise UsageError(f"no job is meant by {word!r}", hint=hint)
+        found.update({job.spec.name: job for job in jobs})
+    return list(found.values())
+
+
+def _meant(session: Session, word: str) -> list[Job]:
+    if word in session.jobs:
+        return [session.jobs[word]]
+    jobs = list(session.jobs.values())
+    if "=" in word:
+        key, _, value = word.partition("=")
+        same = [job for job in jobs if str(job.spec.parameters.get(key)) == value]
+        if same:
+            return same
+    by_id = [job for job in jobs if any(a.ref is not None and a.ref.id == word for a in job.attempts)]
+    if by_id:
+        return by_id
+    if any(char in word for char in "*?["):
+        return [job for job in jobs if fnmatchcase(job.spec.name, word)]
+    prefixed = [job for job in jobs if job.spec.name.startswith(word)]
+    if len(prefixed) > 1:
+        raise UsageError(
+            f"{word!r} begins the names of {len(prefixed)} jobs", hint=f"write {word}* for all of them"
+        )
+    return prefixed
+
+
+# ---------------------------------------------------------------- leading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told what while a session is led."""
+
+    on_tick: Callable[[Session], None] = lambda _session: None
+    on_event: Callable[[ev.Event], None] = lambda _event: None
+    warn: Callable[[str], None] = lambda _text: None
+
+
+def scheduler_of(config: Mapping[str, Any], paths: SessionPaths, effects: Effects) -> SchedulerInterface:
+    """The scheduler of a journaled config."""
+    plugins.load_builtin()
+
+    parsed = parse_config(_Scheduler, {"entry": dict(config)}, strict_types=True)
+    return made(SchedulerInterface, parsed.entry, effects=effects, state_dir=paths.scheduler)
+
+
+@dataclass(kw_only=True)
+class _Scheduler:
+    entry: SchedulerConfig
+
+
+def lead(
+    paths: SessionPaths,
+    scheduler: SchedulerInterface | None = None,
+    *,
+    effects: Effects | None = None,
+    clock: Clock | None = None,
+    watch: Watch | None = None,
+) -> Loop:
+    """Take the lead of a session.
+
+    Raises:
+        NotLeader: another process leads it.
+    """
+    effects, clock, watch = effects or Effects(), clock or RealClock(), watch or Watch()
+    written, history = journal.Journal.lead(
+        paths, effects, now=clock.now(), monotonic=clock.monotonic, wait=clock.wait
+    )
+    session = Session()
+    for event in history.events:
+        session.apply(event)
+    if scheduler is None:
+        if session.opened is None:
+            raise UsageError("nothing has been submitted here yet", where=str(paths.state_dir))
+        plugins.load([str(item) for item in session.opened.source.get("plugins", [])])
+        scheduler = scheduler_of(session.opened.scheduler, paths, effects)
+    local = LocalScheduler(
+        LocalSchedulerConfig(), effects=effects, state_dir=paths.state_dir / "actions" / "scheduler"
+    )
+    return Loop(
+        session,
+        written,
+        scheduler,
+        local,
+        paths,
+        effects,
+        clock,
+        ThreadPoolExecutor(max_workers=4),
+        listener=watch.on_event,
+        warn=watch.warn,
+    )
+
+
+def submit(
+    result: PlanResult, *, update: bool = False, prune: bool = False, watch: Watch | None = None
+) -> tuple[Reconciled, Loop | None]:
+    """Reconcile a plan with its session; the loop to run, or None where a leader took it over.
+
+    Raises:
+        ConfigError: jobs have changed and `update` is not given; the session belongs to something else.
+    """
+    loaded, clock = result.loaded, RealClock()
+    paths, effects = loaded.paths, Effects()
+    before = replay(paths)
+    _check_belongs(before, result)
+    now = clock.now()
+    opened = ev.SessionOpened(
+        at=now,
+        project=loaded.project,
+        session=str(paths.state_dir),
+        nonce=secrets.token_hex(8),
+        scheduler=dict(loaded.scheduler_config),
+        source=dict(loaded.source),
+    )
+    specs = [job.spec for job in result.jobs]
+    preview = reconcile(before, opened, specs, result.rules, now=now, update=update, prune=prune)
+    if preview.refused:
+        faults = [Fault(key=name, what=f"has changed: {what}") for name, what in preview.changed.items()]
+        hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
+        raise ConfigError(*faults, Fault(what="nothing was submitted", hint=hint))
+    write(result, effects)
+    remember(paths, loaded.project)
+    if journal.leader_alive(paths) is not None:
+        events: list[ev.Event] = [
+            opened,
+            *(ev.RulesSet(at=now, rules=k, config=v) for k, v in result.rules.items()),
+        ]
+        events += [ev.JobAdded(at=now, spec=spec) for spec in specs]
+        body = [[event.kind, ev.encode(event)] for event in events]
+        ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
+        if not ok:
+            raise StateError(text, where=str(paths.state_dir))
+        return preview, None
+    loop = lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
+    done = reconcile(loop.session, opened, specs, result.rules, now=now, update=update, prune=prune)
+    for event in done.events:
+        loop.record(event)
+    return done, loop
+
+
+def _check_belongs(session: Session, result: PlanResult) -> None:
+    opened = session.opened
+    if opened is None:
+        return
+    where = str(result.loaded.paths.state_dir)
+    hint = "give this config another base_output_dir or state_dir"
+    if opened.project != result.loaded.project:
+        raise StateError(f"it belongs to project {opened.project!r}", where=where, hint=hint)
+    theirs, ours = opened.scheduler.get("class_name"), result.loaded.scheduler_config.get("class_name")
+    if theirs != ours:
+        raise StateError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
+
+
+def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bool, str]:
+    """Have a command carried out: by the leader, or by leading for one tick.
+
+    Raises:
+        StateError: a leader exists and does not answer.
+    """
+    clock, effects = RealClock(), Effects()
+    if journal.leader_alive(paths) is None:
+        loop = lead(paths, effects=effects, clock=clock)
+        try:
+            answer = loop.obey(verb, args, clock.now())
+            loop.tick()
+        finally:
+            loop.close()
+        return answer
+    follower = journal.Follower(paths)
+    follower.new_events()
+    identity = inbox.drop(paths, effects, verb, args, now=clock.now())
+    give_up = clock.monotonic() + ANSWER_S
+    while clock.monotonic() < give_up:
+        for event in follower.new_events():
+            if isinstance(event, ev.CommandAnswered) and event.command == identity:
+                return event.ok, event.text
+        clock.wait(0.1)
+    raise StateError(
+        f"the leader did not answer within {ANSWER_S:.0f} s",
+        where=str(paths.state_dir),
+        hint="the command stays in its inbox and is carried out when it is able to",
+    )
+
+
+def exit_code(session: Session) -> int:
+    """0 when every job succeeded, 1 when some did not."""
+    return 0 if all(job.state is JobState.SUCCEEDED for job in session.jobs.values()) else 1
