@@ -30,7 +30,7 @@ for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(
-        _tag, re.compile(rf"^(?:{_pattern})$"), list(_first) + ([""] if "|" == _pattern[-1] else [])
+        _tag, re.compile(rf"^(?:{_pattern})$"), list(_first) + ([""] if _pattern[-1] == "|" else [])
     )
 
 

@@ -1,0 +1,73 @@
+"""Rows as tables for a terminal, plain text, Markdown or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oellm_autoexp.services.views import duration
+
+COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "pending": "blue",
+    "submitted": "blue",
+    "waiting": "dim",
+    "unknown": "magenta",
+}
+
+
+def table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
+    """The jobs of a session."""
+    out = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in ("job", "state"):
+        out.add_column(name, no_wrap=True)
+    out.add_column("tries", justify="right")
+    out.add_column("ended by")
+    for name in ("loss", "actions", "wall", "lost"):
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_column("reason, restarts", overflow="fold")
+    for row in rows:
+        loss = row["metrics"].get("loss")
+        actions = row["actions"]
+        done = f"{actions['done']}" + (f" (+{actions['open']})" if actions["open"] else "")
+        why = "; ".join([*row["decisions"], row["reason"]]) if row["reason"] else "; ".join(row["decisions"])
+        out.add_row(
+            row["name"],
+            Text(row["state"], style=COLOURS[row["state"]]),
+            str(row["attempts"]),
+            ", ".join(row["ended_by"]),
+            f"{loss:.4g}" if isinstance(loss, (int, float)) else "",
+            done + (f" {actions['failed']} failed" if actions["failed"] else ""),
+            duration(row["wall_s"]),
+            duration(row["lost_s"]) if row["lost_s"] else "",
+            why,
+        )
+    return out
+
+
+def flat(header: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> str:
+    """Columns as Markdown or CSV."""
+    if form == "csv":
+        text = io.StringIO()
+        csv.writer(text).writerows([header, *rows])
+        return text.getvalue()
+    lines = [header, ["---"] * len(header), *rows]
+    return (
+        "\n".join("| " + " | ".join("" if v is None else str(v) for v in line) + " |" for line in lines)
+        + "\n"
+    )
+
+
+def console() -> Console:
+    """The terminal; wide enough for whole lines when piped."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=200)

@@ -1,0 +1,158 @@
+"""From the state of a session to rows that a person or a program reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.model import Attempt, Job, JobState, Scalar
+from oellm_autoexp.core.session import Session
+from oellm_autoexp.core.verdict import format_duration
+from oellm_autoexp.store.series import last_values
+
+
+def rows(session: Session, paths: SessionPaths, jobs: Sequence[Job], now: float) -> list[dict[str, Any]]:
+    """One mapping a job: the contract of `status --json`, and more."""
+    actions = _actions(session)
+    return [_row(job, paths, actions.get(job.spec.name, (0, 0, 0)), now) for job in jobs]
+
+
+def _row(job: Job, paths: SessionPaths, actions: tuple[int, int, int], now: float) -> dict[str, Any]:
+    attempt = job.attempt
+    ran = [_ran(past, now) for past in job.attempts]
+    done, failed, open_ = actions
+    return {
+        "name": job.spec.name,
+        "state": job.state.value,
+        "attempts": len(job.attempts),
+        "restarts": job.restarts,
+        "error_mode": job.mode,
+        "reason": job.reason or job.hold or (attempt.pending_reason if attempt else ""),
+        "scheduler_id": attempt.ref.id if attempt and attempt.ref else None,
+        "parameters": dict(job.spec.parameters),
+        "output_dir": job.spec.output_dir,
+        "log_path": attempt.log_path if attempt else job.spec.log_of(1),
+        "metrics": last_values(paths.series(job.spec.name)),
+        "progress": dict(job.high_water),
+        "actions": {"done": done, "failed": failed, "open": open_},
+        "wall_s": round(sum(ran), 1),
+        #: Run time of attempts that ended without success and without progress.
+        "lost_s": round(sum(time for past, time in zip(job.attempts, ran, strict=True) if _lost(past)), 1),
+        "ended_by": [past.mode for past in job.attempts if past.mode],
+        "decisions": [past.decision for past in job.attempts if past.decision.startswith("restart")],
+    }
+
+
+def _ran(attempt: Attempt, now: float) -> float:
+    if attempt.started_at is None:
+        return 0.0
+    return max(0.0, (attempt.ended_at if attempt.ended_at is not None else now) - attempt.started_at)
+
+
+def _lost(attempt: Attempt) -> bool:
+    return bool(attempt.mode) and attempt.mode != "success" and not attempt.progressed
+
+
+def _actions(session: Session) -> dict[str, tuple[int, int, int]]:
+    out: dict[str, tuple[int, int, int]] = {}
+    for state in session.actions.values():
+        done, failed, open_ = out.get(state.request.job, (0, 0, 0))
+        if state.ended is None:
+            open_ += 1
+        elif state.ended.ok:
+            done += 1
+        else:
+            failed += 1
+        out[state.request.job] = (done, failed, open_)
+    return out
+
+
+def counts(session: Session) -> dict[str, int]:
+    """How many jobs are in each state that has any."""
+    found = {state.value: 0 for state in JobState}
+    for job in session.jobs.values():
+        found[job.state.value] += 1
+    return {state: number for state, number in found.items() if number}
+
+
+def columns(row: Mapping[str, Any], wanted: Sequence[str]) -> list[Scalar]:
+    """The values of columns: parameters, metrics, progress, or fields of the row."""
+    out: list[Scalar] = []
+    for name in wanted:
+        for source in (row["parameters"], row["metrics"], row["progress"], row):
+            if name in source:
+                out.append(source[name])
+                break
+        else:
+            out.append(None)
+    return out
+
+
+def timeline(events: Sequence[ev.Event], session: Session, job: Job) -> list[tuple[float, str]]:
+    """What happened to a job and why, in the order of time."""
+    name = job.spec.name
+    tokens = {attempt.token: attempt.number for attempt in job.attempts}
+    out: list[tuple[float, str]] = []
+    for event in events:
+        text = _submission(event, tokens) if hasattr(event, "token") else ""
+        if getattr(event, "job", None) == name:
+            text = told(event)
+        elif isinstance(event, ev.ActionEnded) and session.actions[event.key].request.job == name:
+            request = session.actions[event.key].request
+            how = "done" if event.ok else f"failed: {event.reason}"
+            text = f"action {request.action} for {request.rule}: {how}"
+        elif isinstance(event, ev.JobAdded) and event.spec.name == name:
+            text = "added to the session"
+        if text:
+            out.append((event.at, text))
+    return out
+
+
+def _submission(event: ev.Event, tokens: Mapping[str, int]) -> str:
+    number = tokens.get(getattr(event, "token", ""))
+    if number is None:
+        return ""
+    if isinstance(event, ev.SubmitAccepted):
+        how = "found again by its token" if event.adopted else "submitted"
+        return f"attempt {number} {how}: {', '.join(ref.id for ref in event.refs)}"
+    return ""
+
+
+def told(event: ev.Event) -> str:
+    match event:
+        case ev.AttemptStarted():
+            return f"attempt {event.attempt} runs" + (f" on {event.nodes}" if event.nodes else "")
+        case ev.AttemptPending():
+            return f"attempt {event.attempt} waits in the queue" + (
+                f": {event.reason}" if event.reason else ""
+            )
+        case ev.AttemptEnded():
+            return f"attempt {event.attempt} ended, {event.mode}: {event.reason}  [{event.evidence}]"
+        case ev.SignalsFound() if event.signals:
+            found = ", ".join(f"{item.rule} at byte {item.offset}" for item in event.signals)
+            return f"found in {event.file}: {found}"
+        case ev.CancelRequested():
+            return f"attempt {event.attempt} is to be cancelled by {event.by}: {event.why}"
+        case ev.RestartScheduled():
+            return f"{event.why}  [policy {event.entry}]"
+        case ev.JobEnded():
+            return f"{event.state}: {event.reason}" + (f"  [{event.by}]" if event.by else "")
+        case ev.JobHeld():
+            return f"held: {event.why}" if event.why else "no longer held"
+        case ev.EndWished():
+            return f"to end as {event.mode}, by {event.by}: {event.why}"
+        case ev.JobRetried():
+            return "started again by a person"
+        case ev.JobUpdated():
+            return "the plan has changed"
+        case ev.ProgressMade():
+            return f"progress: {event.counter} {event.value:g}"
+        case _:
+            return ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `8 s` below a minute, else as Slurm writes it."""
+    return f"{seconds:.0f} s" if seconds < 60 else format_duration(seconds)
