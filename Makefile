@@ -1,0 +1,77 @@
+# `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+# Needs a Debian-like machine with python3 (3.10 or newer), python3-venv, git and make; the network for pip.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := examples/demo/sweep.yaml
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help demo demo-clean demo-picture test lint types contracts dead format package bench docs check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
+
+# ---------------------------------------------------------------- see it at work
+
+demo: $(VENV)/core.done  ## run eight small trainings, four of which go wrong on purpose (under a minute)
+	@PATH="$(abspath $(BIN)):$$PATH"; \
+	oellm-autoexp submit $(DEMO) --local; code=$$?; \
+	if [ $$code -gt 1 ]; then exit $$code; fi; \
+	oellm-autoexp status $(DEMO) --json | python3 examples/demo/check.py --submit-exit-code $$code
+
+demo-clean:  ## forget the demo, so that it can be run again
+	rm -rf examples/demo/outputs
+
+demo-picture: $(VENV)/core.done  ## draw docs/demo.svg from a finished demo
+	$(BIN)/python scripts/draw_terminal.py docs/demo.svg -- $(abspath $(BIN))/oellm-autoexp status $(DEMO)
+
+# ---------------------------------------------------------------- checks
+
+test: $(VENV)/dev.done  ## run the tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/dev.done  ## ruff: mistakes and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.done  ## mypy --strict
+	$(BIN)/mypy
+	cd examples/demo && $(abspath $(BIN))/mypy --strict --cache-dir=../../.mypy_cache *.py
+
+contracts: $(VENV)/dev.done  ## who may import whom
+	$(BIN)/lint-imports
+
+dead: $(VENV)/dev.done  ## code that nothing calls
+	$(BIN)/vulture
+
+package: $(VENV)/dev.done  ## build the wheel and try it in a clean environment, with the demo
+	$(BIN)/python -m build --wheel --outdir dist
+	bash scripts/check_wheel.sh "$$(ls -t dist/*.whl | head -1)" $(PYTHON)
+
+check: lint types contracts dead test  ## all of the above but the package
+
+format: $(VENV)/dev.done  ## let ruff write
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.done  ## print the figures of benchmarks/ (no test: a machine's figures are its own)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# ---------------------------------------------------------------- environments
+
+$(VENV)/bin/python:
+	@bash scripts/check_machine.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.done: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/dev.done: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/core.done
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
