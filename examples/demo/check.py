@@ -1,4 +1,4 @@
-"""Says whether the demo ended as it should: `oellm-autoexp status examples/demo/sweep.yaml --json | check.py`.
+"""Says whether the demo ended as it should, given what `oellm-autoexp status … --json` printed.
 
 Looks at what the orchestrator says of the jobs, and at what the jobs and the conversions themselves left.
 """
@@ -97,8 +97,8 @@ def main() -> int:
     restarts = sum(job["restarts"] for job in jobs.values())
     converted = sum(len(conversions(job)) for job in jobs.values())
     print(
-        f"demo: all as it should be: 7 trainings finished ({restarts} restarts), 1 stopped at once by a mistake "
-        f"in its config, {converted} checkpoints converted, each exactly once"
+        f"demo: as it should be: 7 trainings finished ({restarts} restarts), 1 stopped at once by a mistake in "
+        f"its config, {converted} checkpoints converted, each exactly once"
     )
     return 0
 
