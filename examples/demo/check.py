@@ -97,8 +97,8 @@ def main() -> int:
     restarts = sum(job["restarts"] for job in jobs.values())
     converted = sum(len(conversions(job)) for job in jobs.values())
     print(
-        f"demo: as it should be: 7 trainings finished ({restarts} restarts), 1 stopped at once by a mistake in "
-        f"its config, {converted} checkpoints converted, each exactly once"
+        f"demo: as it should be: 7 trainings finished ({restarts} restarts), 1 stopped at once by a mistake "
+        f"in its config, {converted} checkpoints converted, each exactly once"
     )
     return 0
 
