@@ -1,0 +1,86 @@
+"""A real `submit` is killed with SIGKILL again and again: nothing runs twice, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+JOB = """
+import os, sys, time
+name = os.environ["AUTOEXP_JOB_NAME"]
+with open(sys.argv[1], "a") as file:
+    file.write(name + " " + os.environ["AUTOEXP_ATTEMPT"] + "\\n")
+for step in range(3):
+    print(f"Checkpoint saved: {name}-{step}", flush=True)
+    time.sleep(0.15)
+if name.endswith("i2") and os.environ["AUTOEXP_ATTEMPT"] == "1":
+    sys.exit("RuntimeError: only once")
+"""
+
+
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "job.py").write_text(JOB)
+    ran, done = tmp_path / "ran.txt", tmp_path / "done.txt"
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "project": {"name": "kill", "base_output_dir": "./outputs"},
+                "backend": {
+                    "class_name": "CommandBackend",
+                    "command": [sys.executable, str(tmp_path / "job.py"), str(ran)],
+                    "environment": {"POINT": "${i}"},
+                },
+                "sweep": {"axes": {"i": [0, 1, 2, 3]}},
+                "monitoring": {
+                    "class_name": "SlurmLogMonitor",
+                    "log_signals": {
+                        "saved": {"pattern": "Checkpoint saved: (?P<path>\\S+)", "action": "convert"}
+                    },
+                },
+                "actions": {"convert": {"command": f"echo {{path}} >> {done}"}},
+                "restart_policies": {
+                    "crash": {"class_name": "AlwaysRestartPolicy", "max_retries": 2, "backoff_seconds": 0}
+                },
+                "scheduler": {"class_name": "local", "max_jobs": 2},
+            }
+        )
+    )
+    return path
+
+
+@pytest.mark.kill9
+@pytest.mark.parametrize("seed", range(6))
+def test_a_killed_submit_loses_nothing_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+    """Killed at about ten random moments and started again, every attempt and action happens once."""
+    moments = random.Random(seed)
+    path = config(tmp_path)
+    command = [sys.executable, "-m", "oellm_autoexp.cli.main", "submit", str(path)]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    kills = 0
+    for _ in range(60):
+        with (tmp_path / "submit.log").open("ab") as log:
+            daemon = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+            try:
+                code = daemon.wait(timeout=moments.uniform(0.3, 1.1) if kills < 10 else 60)
+            except subprocess.TimeoutExpired:
+                daemon.send_signal(signal.SIGKILL)
+                daemon.wait()
+                kills += 1
+                continue
+        break
+    assert code == 0, (tmp_path / "submit.log").read_text()
+    assert kills >= 3
+    ran = Counter((tmp_path / "ran.txt").read_text().splitlines())
+    assert ran == Counter({"kill_i0 1": 1, "kill_i1 1": 1, "kill_i2 1": 1, "kill_i2 2": 1, "kill_i3 1": 1})
+    done = Counter((tmp_path / "done.txt").read_text().splitlines())
+    expected = Counter({f"kill_i{i}-{step}": 2 if i == 2 else 1 for i in range(4) for step in range(3)})
+    assert done == expected
