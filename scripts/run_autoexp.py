@@ -24,33 +24,44 @@ def main() -> int:
     parser.add_argument(
         "config_ref", nargs="?", default="autoexp", help="a YAML file or the name of a config"
     )
-    parser.add_argument("-C", "--config-dir", type=Path, default=Path("config"))
+    parser.add_argument("-C", "--config-dir", type=Path, help="where configs and groups are")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--dry-run", action="store_true", help="write the scripts, submit nothing")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--use-fake-slurm", "--fake", dest="scheduler", action="store_const", const="fake")
     where.add_argument("--local", dest="scheduler", action="store_const", const="local")
     options = parser.parse_args()
-    try:
-        loaded = plan.load(
-            options.config_ref, options.config_dir, options.override, scheduler=options.scheduler
-        )
-        if options.dry_run:
-            return show(plan.plan(loaded))
-        from oellm_autoexp.services import submit
+    return render(options) if options.dry_run else submit(options)
 
-        return submit.submit(loaded)
+
+def render(options: argparse.Namespace) -> int:
+    # Slurm's scripts can be rendered anywhere; without a scheduler of its own the config's is taken.
+    scheduler = None if options.scheduler == "fake" else options.scheduler
+    try:
+        loaded = plan.load(options.config_ref, options.config_dir, options.override, scheduler=scheduler)
+        result = plan.plan(loaded)
+        plan.write(result, Effects())
     except AutoexpError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-
-
-def show(result: plan.PlanResult) -> int:
-    plan.write(result, Effects())
     for job in result.jobs:
         print(f"Generated: {job.spec.script_path}")
     if result.sweep_json is not None:
         print(f"Sweep JSON: {result.sweep_json}")
+    return 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    from oellm_autoexp.cli.main import main as command
+
+    words = ["submit", options.config_ref]
+    if options.config_dir is not None:
+        words += ["-C", str(options.config_dir)]
+    words += [word for text in options.override for word in ("-o", text)]
+    if options.scheduler is not None:
+        words.append(f"--{options.scheduler}")
+    sys.argv = ["oellm-autoexp", *words]
+    command()
     return 0
 
 

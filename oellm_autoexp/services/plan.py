@@ -128,6 +128,9 @@ def load(
             "config_dir": str(config_dir) if config_dir is not None else "",
             "overrides": [redacted_override(text) for text in overrides],
             "cwd": str(where),
+            # For the one who leads this session later, in another process.
+            "plugins": list(composed.tree.folded.get("plugins") or ()),
+            "directory": str(composed.directory),
         },
     )
 

@@ -24,7 +24,7 @@ from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError, did
 from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.services import plugins
-from oellm_autoexp.services.plan import PlanResult, write
+from oellm_autoexp.services.plan import PlanResult, require_submitting, write
 from oellm_autoexp.store import inbox, journal
 from oellm_autoexp.store.effects import Effects
 
@@ -195,7 +195,8 @@ def lead(
     if scheduler is None:
         if session.opened is None:
             raise UsageError("nothing has been submitted here yet", where=str(paths.state_dir))
-        plugins.load([str(item) for item in session.opened.source.get("plugins", [])])
+        source = session.opened.source
+        plugins.load([str(item) for item in source.get("plugins", [])], Path(source.get("directory", ".")))
         scheduler = scheduler_of(session.opened.scheduler, paths, effects)
     local = LocalScheduler(
         LocalSchedulerConfig(), effects=effects, state_dir=paths.state_dir / "actions" / "scheduler"
@@ -223,6 +224,7 @@ def submit(
         ConfigError: jobs have changed and `update` is not given; the session belongs to something else.
     """
     loaded, clock = result.loaded, RealClock()
+    require_submitting(loaded)
     paths, effects = loaded.paths, Effects()
     before = replay(paths)
     _check_belongs(before, result)
