@@ -1,0 +1,86 @@
+"""What the documents say is true: links lead somewhere, configs plan, commands and options exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+
+from oellm_autoexp.cli.main import app
+from oellm_autoexp.config import yaml_loader
+from oellm_autoexp.services import plan as service
+from oellm_autoexp.sweep.grid import Grid
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(language: str) -> Iterator[Any]:
+    for page in PAGES:
+        for number, match in enumerate(
+            re.finditer(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL), 1
+        ):
+            yield pytest.param(page, match.group(1), id=f"{named(page)}:{number}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{named(page)} links to {target}"
+
+
+@pytest.mark.parametrize(("page", "text"), list(blocks("yaml")))
+def test_every_config_plans(page: Path, text: str, tmp_path: Path) -> None:
+    """A whole config as it is printed; a fragment within a small config whose command reads its variables."""
+    (tmp_path / "block.yaml").write_text(text)
+    config = yaml_loader.load(tmp_path / "block.yaml")
+    config.pop("defaults", None)
+    config.setdefault("project", {"name": "tiny"})
+    if "axes" in config:
+        config = {"project": config["project"], "sweep": {"axes": config["axes"]}}
+    free = [key for key in Grid(config.get("sweep")).keys if "." not in key or key.startswith("model.")]
+    config.setdefault("backend", {"class_name": "CommandBackend", "command": ["echo", *reads(free)]})
+    config.setdefault("actions", {}).setdefault("convert", {"command": "true"})
+    if page.name == "plugins.md":
+        source = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        assert source is not None
+        (tmp_path / "my_backend.py").write_text(source.group(1))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
+    jobs = service.plan(service.load(str(tmp_path / "sweep.yaml"), scheduler="local", cwd=tmp_path)).jobs
+    assert jobs
+
+
+def reads(names: list[str]) -> list[str]:
+    return ["${" + name + "}" for name in names]
+
+
+def commands() -> Iterator[Any]:
+    for page in PAGES:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            found = re.match(r"(?: {4})?(oellm-autoexp .*)", line)
+            found = found or re.search(r"`(oellm-autoexp [a-z][^`]*)`", line)
+            if found:
+                yield pytest.param(found.group(1), id=f"{named(page)}:{number}")
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_every_command_can_be_typed(line: str) -> None:
+    """The command exists and takes these options and so many arguments."""
+    words = shlex.split(line, comments=True)[1:]
+    group = typer.main.get_command(app)
+    with click.Context(group) as context:
+        command = group.get_command(context, words[0])  # type: ignore[attr-defined]
+        assert command is not None, f"there is no command {words[0]}"
+        command.make_context(words[0], [word for word in words[1:] if word != "…"])
