@@ -8,6 +8,7 @@ and files are equal for every attempt and never hold a secret.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Two private-use characters frame a reference; they have no meaning in any text of a user.
 OPEN, CLOSE = "\ue000", "\ue001"
@@ -53,9 +54,12 @@ def split(text: str) -> list[tuple[str, str]]:
 
 def shown(text: str) -> str:
     """The text with references as `${NAME}`, for people and for JSON."""
+    if OPEN not in text:
+        return text
     return _REFERENCE.sub(lambda match: "${" + match.group(1) + "}", text)
 
 
+@lru_cache(maxsize=1024)
 def is_secret(name: str) -> bool:
     """Whether an environment variable's name has one of the words TOKEN, KEY, SECRET, PASSWORD, … in it.
 

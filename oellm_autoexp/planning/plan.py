@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from oellm_autoexp.config.sockets import (
 )
 from oellm_autoexp.core import symbols
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import JobSpec, Scalar
+from oellm_autoexp.core.model import JobSpec, Resources, Scalar
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import AutoexpError, ConfigError, Fault
 from oellm_autoexp.planning.identity import SYMBOLIC_JOB, digest, job_id
@@ -139,6 +140,9 @@ class _Planner:
         self._rules: dict[tuple[Any, ...], tuple[str, Mapping[str, Any]]] = {}
         self._by_digest: dict[str, Mapping[str, Any]] = {}
         self._kept: list[Any] = []
+        # What is made from sections that are the same objects at most points.
+        self._last_places: tuple[tuple[Any, ...], Places] | None = None
+        self._last_shared: tuple[Mapping[str, Any], Mapping[str, str]] = ({}, {})
 
     # ---- names
 
@@ -147,17 +151,18 @@ class _Planner:
         taken: set[str] = set()
         if known and self._composed.namer.uses_index:
             for point in self._composed.points():
-                name = known.get(self._identity(self._composed.resolved(point.values)))
+                values = self._composed.resolved(point.values)
+                name = known.get(_identity(values, self._symbolic(values)))
                 if name is not None:
                     taken.add(name)
         return _Names(self._composed, known, frozenset(taken))
 
-    def _identity(self, values: Mapping[str, Any], symbolic: PointConfig | None = None) -> str:
-        """The id of a point; `symbolic` is its config with `job.*` left open, where that is at hand."""
-        raw = (symbolic or self._composed.point(values, SYMBOLIC_JOB)).raw
-        parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
-        environment = (raw.get("slurm") or {}).get("environment") or {}
-        return job_id(parameters, raw.get("backend"), environment)
+    def _symbolic(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The plain config of a point with `job.*` left open: what its id and its places are made from."""
+        try:
+            return self._composed.tree.point(values, SYMBOLIC_JOB)
+        except ConfigError as error:
+            raise self._composed.placed(error) from error.__cause__
 
     # ---- jobs
 
@@ -167,23 +172,22 @@ class _Planner:
         Raises:
             ConfigError: what is wrong with it.
         """
-        values = self._composed.resolved(point.values)
-        symbolic = self._composed.point(values, SYMBOLIC_JOB)
-        name = f"point {point.index}"
+        composed, name = self._composed, f"point {point.index}"
+        values = composed.resolved(point.values)
+        config = None if composed.reads_job else composed.point(values, SYMBOLIC_JOB)
+        symbolic = self._symbolic(values) if config is None else config.raw
         try:
-            identity = self._identity(values, symbolic)
+            identity = _identity(values, symbolic)
             name = names.of(identity, values, point.index)
-            root = symbolic.root
-            project = root.project.name
             parameters = {key: _scalar(value) for key, value in values.items()}
-            places = self._places(symbolic).of(name, project, parameters)
-            config = symbolic
-            if self._composed.reads_job:
-                config = self._composed.point(values, places.facts(name))
-            request = self._request(config, name, values, places)
+            places = self._places_in(symbolic).of(name, composed.project.name, parameters)
+            if config is None:
+                config = composed.point(values, places.facts(name))
+            resources = resources_of(config.raw.get("slurm") or {})
+            request = self._request(config, name, values, places, resources)
             script = self._scheduler.render(request)
         except ConfigError as error:
-            raise _about(name, error) from error.__cause__
+            raise composed.placed(_about(name, error)) from error.__cause__
         rules_id, rules = self._rules_of(config.raw, values)
         spec = JobSpec(
             name=name,
@@ -197,24 +201,36 @@ class _Planner:
             script_digest=hashlib.sha256(script.encode()).hexdigest(),
             log_path=places.log_path,
             output_paths=places.output_paths,
-            resources=resources_of(config.raw.get("slurm") or {}),
+            resources=resources,
             rules=rules_id,
         )
         return PlannedJob(spec=spec, script=script, request=request, rules=rules)
 
-    def _places(self, config: PointConfig) -> Places:
-        root, monitoring = config.root, config.root.monitoring
-        base = Path(root.project.base_output_dir)
-        return Places(
+    def _places_in(self, raw: Mapping[str, Any]) -> Places:
+        """The places of a point's config, which is not typed yet: a wrong type is reported when it is."""
+        sections = (raw.get("slurm"), raw.get("monitoring"))
+        if self._last_places is not None and all(map(is_, self._last_places[0], sections)):
+            return self._last_places[1]
+        slurm, monitoring = sections[0] or {}, sections[1] or {}
+        base = Path(self._composed.project.base_output_dir)
+        template, outputs = monitoring.get("log_path_template"), monitoring.get("output_paths")
+        found = Places(
             base_output_dir=base,
-            script_dir=Path(root.slurm.script_dir or base / "scripts"),
-            log_dir=Path(root.slurm.log_dir or base / "logs"),
-            log_template=getattr(monitoring, "log_path_template", None),
-            output_paths=tuple(getattr(monitoring, "output_paths", ())),
+            script_dir=Path(slurm.get("script_dir") or base / "scripts"),
+            log_dir=Path(slurm.get("log_dir") or base / "logs"),
+            log_template=template if isinstance(template, str) else None,
+            output_paths=tuple(map(str, outputs)) if isinstance(outputs, list) else (),
         )
+        self._last_places = (sections, found)
+        return found
 
     def _request(
-        self, config: PointConfig, name: str, values: Mapping[str, Any], places: JobPlaces
+        self,
+        config: PointConfig,
+        name: str,
+        values: Mapping[str, Any],
+        places: JobPlaces,
+        resources: Resources,
     ) -> ScriptRequest:
         slurm = config.raw.get("slurm") or {}
         visible = {key: value for key, value in values.items() if not is_lifecycle(key)}
@@ -223,10 +239,10 @@ class _Planner:
             name=name,
             output_dir=places.output_dir,
             checkpoint_dir=places.checkpoint_dir,
-            resources=resources_of(slurm),
+            resources=resources,
         )
         launch = _launched(config.root.backend, spec)
-        shared = _environment(slurm.get("environment") or {}, "slurm.environment")
+        shared = self._shared(slurm.get("environment") or {})
         own = _environment(launch.environment, "backend.environment")
         return ScriptRequest(
             name=name,
@@ -246,6 +262,12 @@ class _Planner:
             parameters=visible,
         )
 
+    def _shared(self, environment: Mapping[str, Any]) -> Mapping[str, str]:
+        """The variables of `slurm.environment`: the same object at most points, so looked at once."""
+        if self._last_shared[0] is not environment:
+            self._last_shared = (environment, _environment(environment, "slurm.environment"))
+        return self._last_shared[1]
+
     # ---- rules
 
     def _rules_of(self, raw: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -263,6 +285,12 @@ class _Planner:
             self._kept.append(sections)
             self._rules[key] = found
         return found
+
+
+def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any]) -> str:
+    parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
+    environment = (symbolic.get("slurm") or {}).get("environment") or {}
+    return job_id(parameters, symbolic.get("backend"), environment)
 
 
 def is_lifecycle(key: str) -> bool:

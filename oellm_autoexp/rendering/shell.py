@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError, Fault
@@ -18,6 +19,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNSET = "is not set: export it before you submit, or set it in slurm.env_file"
 
 
+@lru_cache(maxsize=4096)  # Most words of a sweep are the same at every point.
 def quote(text: str) -> str:
     """One shell word that expands to exactly this text.
 
@@ -59,6 +61,7 @@ def exports(environment: Mapping[str, str]) -> list[str]:
     return [f"export {check_name(name)}={quote(value)}" for name, value in environment.items()]
 
 
+@lru_cache(maxsize=1024)
 def check_name(name: str) -> str:
     """The name itself.
 

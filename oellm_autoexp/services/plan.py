@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,8 +230,8 @@ def files(result: PlanResult) -> Iterator[PlannedFile]:
         yield PlannedFile(path=Path(job.spec.script_path), data=job.script.encode(), mode=_SCRIPT_MODE)
     if result.sweep_json is not None:
         entries = ((job.spec, job.request) for job in result.jobs)
-        text = "".join(sweep_json(result.loaded.project, entries))
-        yield PlannedFile(path=result.sweep_json, data=text.encode(), mode=_FILE_MODE)
+        data = b"".join(piece.encode() for piece in sweep_json(result.loaded.project, entries))
+        yield PlannedFile(path=result.sweep_json, data=data, mode=_FILE_MODE)
 
 
 def guard_source() -> bytes:
@@ -246,12 +247,10 @@ def write(result: PlanResult, effects: Effects) -> None:
     """
     try:
         effects.mkdir(result.loaded.paths.state_dir)
-        made: set[Path] = set()
-        for job in result.jobs:
-            for path in (Path(job.spec.script_path).parent, Path(job.spec.log_path).parent):
-                if path not in made:
-                    effects.mkdir(path, mode=_DIR_MODE)
-                    made.add(path)
+        # sbatch(1) makes no directory for a log: its output would be lost.
+        paths = (path for job in result.jobs for path in (job.spec.script_path, job.spec.log_path))
+        for folder in dict.fromkeys(map(os.path.dirname, paths)):
+            effects.mkdir(Path(folder), mode=_DIR_MODE)
         changed = False
         for file in files(result):
             if _content(file.path) != file.data:
