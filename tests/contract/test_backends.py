@@ -1,0 +1,100 @@
+"""What every backend does, whichever it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from compoconf import parse_config, registered
+
+from oellm_autoexp.config.sockets import (
+    BackendConfig,
+    BackendInterface,
+    BackendJobSpec,
+    LaunchCommand,
+    made,
+)
+from oellm_autoexp.errors import ConfigError
+from oellm_autoexp.services import plugins
+
+plugins.load_builtin()
+
+#: A config of each backend of this package.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "CommandBackend": {"command": ["train", "a b", 1e-3, True, [1, 2]], "environment": {"N": 1}, "cwd": "/x"},
+    "NullBackend": {"base_command": ["echo", "-n"], "extra_cli_args": ["--x"], "environment": {"ON": True}},
+}
+SPEC = BackendJobSpec(
+    parameters={"lr": 1e-3, "name": "it's", "none": None}, name="job", output_dir="/out", checkpoint_dir="/ck"
+)
+
+
+@dataclass(kw_only=True)
+class _Root:
+    backend: BackendConfig
+
+
+def backend(name: str, **changes: Any) -> BackendInterface:
+    config = {"class_name": name, **CONFIGS[name], **changes}
+    root = parse_config(_Root, {"backend": config}, strict_types=True)
+    found: BackendInterface = made(BackendInterface, root.backend)
+    return found
+
+
+def test_every_backend_of_this_package_is_in_this_suite() -> None:
+    own = {
+        name
+        for name in registered(BackendInterface)
+        if _module_of(name).startswith("oellm_autoexp.backends.")
+    }
+    assert own == set(CONFIGS)
+
+
+def _module_of(name: str) -> str:
+    from compoconf.compoconf import Registry
+
+    return str(Registry.get_class(BackendInterface, name).__module__)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_command_is_texts_and_the_same_every_time(name: str) -> None:
+    """Pure: the same job gives the same argv and environment, all of it text."""
+    first = backend(name)
+    first.validate(SPEC)
+    command = first.build_launch_command(SPEC)
+    assert command == backend(name).build_launch_command(SPEC)
+    assert all(isinstance(word, str) for word in command.argv)
+    assert all(isinstance(value, str) for value in command.environment.values())
+
+
+def test_a_command_is_run_as_it_is_written() -> None:
+    """Words stay words; values have the one text that names have."""
+    command = backend("CommandBackend").build_launch_command(SPEC)
+    assert command == LaunchCommand(["train", "a b", "0.001", "true", "1,2"], {"N": "1"}, "/x")
+    text = backend("CommandBackend", command="python -m 'my train' --x=\"a b\" $HOME")
+    assert text.build_launch_command(SPEC).argv == ("python", "-m", "my train", "--x=a b", "$HOME")
+
+
+def test_the_null_backend_shows_the_values_it_was_given() -> None:
+    """Null is left out, since it has no text."""
+    command = backend("NullBackend").build_launch_command(SPEC)
+    assert command.argv == ("echo", "-n", "--lr=0.001", "--name=it's", "--x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"command": []}, "names no program"),
+        ({"command": "  "}, "names no program"),
+        ({"command": ["", "x"]}, "names no program"),
+        ({"command": "it's"}, "cannot be split"),
+        ({"command": ["x", None]}, r"backend\.command\.1: null has no text"),
+        ({"command": ["x", {"a": 1}]}, r"backend\.command\.1"),
+        ({"environment": {"A": None}}, r"backend\.environment\.A: null"),
+    ],
+)
+def test_a_command_that_cannot_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    """The error names the key."""
+    with pytest.raises(ConfigError, match=message):
+        backend("CommandBackend", **changes).build_launch_command(SPEC)
