@@ -390,8 +390,7 @@ def decode(kind: str, at: float, body: Mapping[str, Any]) -> Event:
         TypeError, ValueError: the body does not fit the kind.
     """
     cls = KINDS[kind]
-    readers = _READERS[cls]
-    return cls(at=at, **{name: readers[name](value) for name, value in body.items()})
+    return cls(at=at, **_rebuilt(body, _READERS[cls]))
 
 
 def _plain(value: Any) -> Any:
@@ -438,15 +437,22 @@ def _same(value: Any) -> Any:
 
 
 def _dataclass_reader(cls: type) -> Callable[[Any], Any]:
+    readers = _readers(cls)
+    return lambda value: cls(**_rebuilt(value, readers))
+
+
+def _readers(cls: type) -> dict[str, Callable[[Any], Any]]:
+    """Readers of the fields whose form in JSON differs; the others cost a long replay nothing."""
     hints = typing.get_type_hints(cls)
     readers = {item.name: _reader(hints[item.name]) for item in dataclasses.fields(cls)}
-    return lambda value: cls(**{name: readers[name](item) for name, item in value.items()})
+    return {name: read for name, read in readers.items() if read is not _same}
+
+
+def _rebuilt(values: Mapping[str, Any], readers: Mapping[str, Callable[[Any], Any]]) -> Mapping[str, Any]:
+    if not readers:
+        return values
+    return {**values, **{name: read(values[name]) for name, read in readers.items() if name in values}}
 
 
 _FIELDS = {cls: dataclasses.fields(cls) for cls in KINDS.values()}
-_READERS: dict[type[Event], dict[str, Callable[[Any], Any]]] = {
-    cls: {
-        name: _reader(hint) for name, hint in typing.get_type_hints(cls).items() if name not in ("kind", "at")
-    }
-    for cls in KINDS.values()
-}
+_READERS = {cls: _readers(cls) for cls in KINDS.values()}

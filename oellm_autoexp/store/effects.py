@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,15 @@ FILE_MODE = 0o600
 
 
 class Effects:
-    """Real effects. `step` is called with the name and target of each before and after it happens."""
+    """Real effects. `step` is called with the name and target of each before and after it happens.
+
+    `group`: a numeric group id that may read and write private files and directories too.
+    """
+
+    group: int | None = None
+
+    def __init__(self, *, group: int | None = None) -> None:
+        self.group = group
 
     def step(self, name: str, target: str) -> None:
         """A hook for tests; does nothing in life."""
@@ -37,17 +46,23 @@ class Effects:
     # ---- files
 
     def mkdir(self, path: Path, *, mode: int = DIR_MODE) -> None:
-        """Create a directory and its parents; an existing one is fine."""
-        if not path.is_dir():
-            with self._effect("mkdir", path):
-                path.mkdir(mode=mode, parents=True, exist_ok=True)
+        """Create a directory; an existing one keeps its mode, missing parents get the usual one."""
+        if path.is_dir():
+            return
+        with self._effect("mkdir", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=mode)
+                if mode == DIR_MODE and self.group is not None:
+                    os.chown(path, -1, self.group)
+                    path.chmod(0o2770)  # whatever the umask; what is made inside belongs to the group too
 
     def write(self, path: Path, data: bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
         """Replace a file atomically: temporary file, fsync, rename, fsync of the directory.
 
         With `durable` False the caller writes many files and then calls `sync` once.
         """
-        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temp = _temporary(path)
         with self._effect("write", path):
             try:
                 self._write_synced(temp, data, mode, durable)
@@ -75,15 +90,19 @@ class Effects:
     def write_new(self, path: Path, data: bytes, *, mode: int = FILE_MODE) -> bool:
         """Create a complete file by hard link; False when the name is taken.
 
-        A hard link is atomic on NFS too, where O_EXCL may not be (open(2)).
+        A hard link is atomic on NFS too, where O_EXCL may not be; there, link(2) may also fail although
+        it was done (a lost answer), and only the link count tells (open(2)).
         """
-        temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temp = _temporary(path)
         with self._effect("link", path):
             try:
                 self._write_synced(temp, data, mode)
-                os.link(temp, path)
-            except FileExistsError:
-                return False
+                self.step("link:link", str(path))
+                try:
+                    os.link(temp, path)
+                except FileExistsError:
+                    if temp.stat().st_nlink != 2:
+                        return False
             finally:
                 with contextlib.suppress(OSError):
                     temp.unlink()
@@ -93,28 +112,34 @@ class Effects:
     def _write_synced(self, path: Path, data: bytes, mode: int, durable: bool = True) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
+            if mode == FILE_MODE and self.group is not None:
+                os.fchown(fd, -1, self.group)
+                os.fchmod(fd, 0o660)
             write_all(fd, data)
             if durable:
                 os.fsync(fd)
         finally:
             os.close(fd)
 
-    def append(self, fd: int, data: bytes, target: str) -> None:
-        """Append to an open file; durable only after `fsync`."""
-        with self._effect("append", target):
+    def write_at(self, fd: int, data: bytes, offset: int, target: str) -> None:
+        """Write at a place of an open file; durable only after `fsync`. Repeating it changes nothing."""
+        with self._effect("write_at", target):
+            os.lseek(fd, offset, os.SEEK_SET)
             write_all(fd, data)
 
     def fsync(self, fd: int, target: str) -> None:
         with self._effect("fsync", target):
             os.fsync(fd)
 
-    def append_text(self, path: Path, text: str) -> None:
-        """Append text to a file of the user's, creating it; fsynced."""
+    def append_text(self, path: Path, text: str, *, private: bool = False, durable: bool = True) -> None:
+        """Append text to a file of the user's (or a `private` one of ours), creating it."""
         with self._effect("append_text", path):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            mode = FILE_MODE if private else 0o666
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
             try:
                 write_all(fd, text.encode())
-                os.fsync(fd)
+                if durable:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
 
@@ -166,6 +191,11 @@ class Effects:
         """Any other effect (a scheduler call), made visible to the seam."""
         with self._effect(name, target):
             return function()
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no other thread, process or host uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -1,40 +1,121 @@
-"""The metrics of a job: one JSON object a line, for plots and tables. Lossy by intent, never the truth."""
+"""The metrics of a job: one JSON object a line, for plots and tables. Lossy by intent, never the truth.
+
+A record is {"t", "attempt", …the line's fields}. Of the lines with the same fields that come in one interval
+only the last is kept; the interval grows with the age of the series, so that weeks stay a few thousand lines.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from oellm_autoexp.core.model import Scalar
+from oellm_autoexp.store.effects import Effects
 
 #: The end of a series that is looked at for the latest values.
-TAIL = 8192
+TAIL_BYTES = 8192
+#: The interval is at least the series' age divided by this.
+RESOLUTION = 1000.0
+#: Different sets of fields that one interval can hold.
+MAX_SHAPES = 32
+
+
+@dataclass(slots=True)
+class _Pending:
+    begin: float
+    written_at: float = float("-inf")
+    held: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
+
+
+class Series:
+    """Writes the series of many jobs; keeps no file open.
+
+    `interval_s`: the least seconds between two writes of one series.
+    """
+
+    def __init__(self, effects: Effects, *, interval_s: float = 1.0) -> None:
+        self._effects = effects
+        self._interval_s = interval_s
+        self._pending: dict[Path, _Pending] = {}
+
+    def add(self, path: Path, attempt: int, records: Sequence[Mapping[str, Scalar]], now: float) -> None:
+        """Take metrics in, oldest first; written when due, at the latest by `settle`."""
+        pending = self._pending.get(path)
+        if pending is None:
+            pending = self._pending[path] = _Pending(begin=_begin(path, now))
+        for record in records:
+            shape = tuple(sorted(record))
+            pending.held.pop(shape, None)  # the newest comes last
+            pending.held[shape] = {**record, "t": round(now, 3), "attempt": attempt}
+            if len(pending.held) > MAX_SHAPES:
+                del pending.held[next(iter(pending.held))]
+        self._write(path, pending, now, due=False)
+
+    def settle(self, now: float, *, every: bool = False) -> None:
+        """Write what has become due; with `every` all that is held (an attempt or the daemon ends)."""
+        for path, pending in self._pending.items():
+            self._write(path, pending, now, due=every)
+
+    def _write(self, path: Path, pending: _Pending, now: float, *, due: bool) -> None:
+        gap = max(self._interval_s, (now - pending.begin) / RESOLUTION)
+        # A clock that was set back must not silence a series.
+        due = due or not 0 <= now - pending.written_at < gap
+        if not due or not pending.held:
+            return
+        text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in pending.held.values())
+        pending.held.clear()
+        pending.written_at = now
+        with contextlib.suppress(OSError):  # a full disk loses metrics, not jobs
+            self._effects.mkdir(path.parent)
+            self._effects.append_text(path, text, private=True, durable=False)
 
 
 def append_metrics(path: Path, attempt: int, records: Sequence[Mapping[str, Scalar]], now: float) -> None:
-    """Add the last of a block's records; a full disk loses metrics, not jobs."""
-    line = json.dumps({"t": round(now, 3), "attempt": attempt, **records[-1]})
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(line + "\n")
+    """Add metrics at once."""
+    Series(Effects(), interval_s=0.0).add(path, attempt, records, now)
+
+
+def _begin(path: Path, now: float) -> float:
+    """When a series began: a new daemon goes on at the same pace."""
+    try:
+        with path.open("rb") as file:
+            return min(now, float(json.loads(file.readline(TAIL_BYTES))["t"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return now
+
+
+def read_series(path: Path) -> list[dict[str, Any]]:
+    """All records of a series, oldest first; torn lines are passed over."""
+    try:
+        return list(_records(path.read_bytes()))
+    except OSError:
+        return []
 
 
 def last_values(path: Path) -> dict[str, Scalar]:
-    """The latest value of each metric near the end of a series."""
+    """The latest value of each metric near the end of a series; reads only the end."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL))
-            lines = file.read().splitlines()
+            file.seek(max(0, size - TAIL_BYTES))
+            data = file.read()
     except OSError:
         return {}
     values: dict[str, Scalar] = {}
-    for line in lines:
-        try:
-            values.update(json.loads(line))
-        except ValueError:
-            continue
+    for record in _records(data):
+        values.update(record)
     return {name: value for name, value in values.items() if name not in ("t", "attempt")}
+
+
+def _records(data: bytes) -> list[dict[str, Any]]:
+    records = []
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records

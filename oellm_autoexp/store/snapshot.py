@@ -37,7 +37,7 @@ def _job(job: Job, rules: Mapping[str, Any]) -> dict[str, Any]:
     attempt = job.attempt
     watched = {**(rules.get("monitoring") or {}), **{k: v for k, v in (rules.get("job") or {}).items() if v}}
     return {
-        "job_id": attempt.ref.id if attempt and attempt.ref else None,
+        "job_id": _number(attempt.ref.id) if attempt and attempt.ref else None,
         "name": job.spec.name,
         "state": job.state.value,
         "script_path": job.spec.script_path,
@@ -47,3 +47,8 @@ def _job(job: Job, rules: Mapping[str, Any]) -> dict[str, Any]:
         "output_paths": list(job.spec.output_paths),
         **{key: watched.get(key) for key in _RULE_KEYS},
     }
+
+
+def _number(identity: str) -> int | str:
+    """Plain scheduler ids are numbers there; `123_4` and the ids of other schedulers stay text."""
+    return int(identity) if identity.isdecimal() else identity
