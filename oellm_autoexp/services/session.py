@@ -24,7 +24,7 @@ from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError, did
 from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.services import plugins
-from oellm_autoexp.services.plan import PlanResult, require_submitting, write
+from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
 from oellm_autoexp.store import inbox, journal
 from oellm_autoexp.store.effects import Effects
 
@@ -236,6 +236,7 @@ def submit(
         nonce=secrets.token_hex(8),
         scheduler=dict(loaded.scheduler_config),
         source=dict(loaded.source),
+        provenance=provenance_of(loaded),
     )
     specs = [job.spec for job in result.jobs]
     preview = reconcile(before, opened, specs, result.rules, now=now, update=update, prune=prune)
