@@ -2,13 +2,17 @@
 """Runs the command of one attempt, at most once, and writes down how it ended.
 
 Copied beside the scripts and run on compute nodes by `python3 guard.py -- COMMAND…`: the standard library
-only, Python 3.6 or newer. It claims the attempt by hard-linking a complete file, which is atomic on NFS too
-(link(2)): of two copies of an attempt one runs, the other exits 79.
+only, Python 3.6 or newer, Linux. It claims the attempt by hard-linking a complete file, which is atomic on
+NFS too (link(2)): of two copies of an attempt one runs, the other exits 79. The same scheduler id with a
+higher restart count takes over with the next generation, and the one before ends when it sees that.
 
-Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID, AUTOEXP_TIME_LIMIT_S,
-AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S, AUTOEXP_SIGNAL ("USR1@60").
-Writes claim.N.json, start.N.json, heartbeat.N, exit.N.json (N: the
-generation: a requeued job of the same id takes over with the next one).
+Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID (else Slurm's), AUTOEXP_RESTART_COUNT (else
+Slurm's), AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60": sent that many seconds before the limit),
+AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S, AUTOEXP_EXIT_RETRY_S.
+Writes claim.N.json, start.N.json, heartbeat.N, exit.N.json (N: the generation). A guard that is killed
+leaves no exit.N.json, and its command dies with it.
+Exits with the command's status (128 + signal); 78: the attempt could not be claimed, nothing was run;
+79: another copy has it.
 """
 
 import ctypes
@@ -20,32 +24,57 @@ import socket
 import sys
 import time
 
+EXIT_USAGE = 2
 EXIT_CLAIM_FAILED = 78
 EXIT_CLAIM_LOST = 79
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+#: Signals that go on to the command. The first two end it; it may take the others as mere news.
+ENDING = (signal.SIGTERM, signal.SIGINT)
+FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+WATCHED = set(FORWARDED) | {signal.SIGCHLD}
+#: A command that ends this many seconds after USR1, USR2 or HUP ended because of it.
+REACTION_S = 600.0
+#: What a command leaves running gets this long between SIGTERM and SIGKILL, at most.
+LEFT_BEHIND_S = 5.0
+# prctl(2)
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def say(text):
-    sys.stderr.write("autoexp guard: %s\n" % text)
-    sys.stderr.flush()
+    try:
+        sys.stderr.write("autoexp guard: %s\n" % text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # the log is on the full disk, too
+
+
+def reason(error):
+    return error.strerror or str(error)
+
+
+# ---------------------------------------------------------------- who am I
 
 
 def process_start(pid):
     """Start time of a process (field 22 of /proc/PID/stat), or None when it is gone or a zombie."""
+    stat = process_stat(pid)
+    return None if stat is None or stat[0] in "ZX" else stat[19]
+
+
+def process_stat(pid):
+    """The fields of /proc/PID/stat from the state on (proc(5)); None when there is no such process."""
     try:
-        with open("/proc/%d/stat" % pid) as file:
-            fields = file.read().rpartition(")")[2].split()
-    except (OSError, IOError):
+        with open("/proc/%d/stat" % pid, errors="replace") as file:
+            return file.read().rpartition(")")[2].split() or None
+    except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def boot_id():
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
-    except (OSError, IOError):
+    except OSError:
         return ""
 
 
@@ -54,7 +83,7 @@ def scheduler_id(env):
         return env["AUTOEXP_SCHEDULER_ID"]
     if env.get("SLURM_ARRAY_JOB_ID"):
         return "%s_%s" % (env["SLURM_ARRAY_JOB_ID"], env.get("SLURM_ARRAY_TASK_ID", ""))
-    return env.get("SLURM_JOB_ID", "%s:%d" % (socket.gethostname(), os.getpid()))
+    return env.get("SLURM_JOB_ID") or "%s:%d" % (socket.gethostname(), os.getpid())
 
 
 def restart_count(env):
@@ -64,18 +93,50 @@ def restart_count(env):
     return 0
 
 
-def write_file(path, text):
-    """A complete file or none: temporary file, fsync, rename, fsync of the directory."""
-    temp = "%s.%d.tmp" % (path, os.getpid())
-    with open(temp, "w") as file:
+def identity(env):
+    return {
+        "scheduler_id": scheduler_id(env),
+        "restart_count": restart_count(env),
+        "token": env.get("AUTOEXP_TOKEN", ""),
+        "host": socket.gethostname(),
+        "boot_id": boot_id(),
+        "pid": os.getpid(),
+        "pid_start": process_start(os.getpid()),
+        "nonce": "%s.%d.%s" % (socket.gethostname(), os.getpid(), os.urandom(8).hex()),
+    }
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_synced(path, text):
+    with open(path, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.rename(temp, path)
+
+
+def write_file(path, text):
+    """A complete file or none: temporary file, fsync, rename, fsync of the directory."""
+    temp = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        write_synced(temp, text)
+        os.rename(temp, path)
+    except OSError:
+        remove(temp)
+        raise
     sync_directory(os.path.dirname(path))
 
 
+def remove(path):
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
 def sync_directory(path):
+    """Some network file systems refuse this; the data itself is synced."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -88,27 +149,22 @@ def sync_directory(path):
         os.close(fd)
 
 
-def claim(directory, env):
-    """Take the attempt and return the generation; exits 79 when another copy has it."""
+def claim_path(directory, generation):
+    return os.path.join(directory, "claim.%d.json" % generation)
+
+
+def claim(directory, me):
+    """Take the attempt: its generation, or None when another copy has it.
+
+    Raises OSError (disk, path) or ValueError (a claim that cannot be read).
+    """
     os.makedirs(directory, exist_ok=True)
-    me = {
-        "scheduler_id": scheduler_id(env),
-        "restart_count": restart_count(env),
-        "token": env.get("AUTOEXP_TOKEN", ""),
-        "host": socket.gethostname(),
-        "boot_id": boot_id(),
-        "pid": os.getpid(),
-        "pid_start": process_start(os.getpid()),
-    }
-    temp = os.path.join(directory, ".claim.%s.%d" % (socket.gethostname(), os.getpid()))
-    with open(temp, "w") as file:
-        json.dump(me, file)
-        file.flush()
-        os.fsync(file.fileno())
+    temp = os.path.join(directory, ".claim.%s" % me["nonce"])
     try:
+        write_synced(temp, json.dumps(me))
         generation = 0
         while True:
-            path = os.path.join(directory, "claim.%d.json" % generation)
+            path = claim_path(directory, generation)
             try:
                 os.link(temp, path)
             except OSError as error:
@@ -116,131 +172,246 @@ def claim(directory, env):
                     raise
                 with open(path) as file:
                     owner = json.load(file)
-                newer = me["restart_count"] > owner["restart_count"]
-                if owner["scheduler_id"] == me["scheduler_id"] and newer:
-                    generation += 1
-                    continue
-                say("attempt is owned by %s on %s; this copy ends" % (owner["scheduler_id"], owner["host"]))
-                sys.exit(EXIT_CLAIM_LOST)
+                # An answer of NFS that got lost and was asked for again says EEXIST to the winner, too.
+                if owner["nonce"] != me["nonce"]:
+                    newer = me["restart_count"] > owner["restart_count"]
+                    if owner["scheduler_id"] == me["scheduler_id"] and newer:
+                        generation += 1
+                        continue
+                    say(
+                        "attempt is owned by %s on %s; this copy ends"
+                        % (owner["scheduler_id"], owner["host"])
+                    )
+                    return None
             sync_directory(directory)
             return generation
     finally:
-        os.unlink(temp)
+        remove(temp)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def spawn(argv, env):
+    """The command as a waiting child in a process group of its own, and the pipe that lets it go.
+
+    It dies with this process, and without having run anything when this process dies before its word.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    parent = os.getpid()
+    gate, go = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(gate)
+        try:
+            os.setpgid(pid, pid)
+        except OSError:
+            pass
+        return pid, go
+    status = 126
+    try:
+        os.close(go)
+        os.setpgid(0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent or not os.read(gate, 1):
+            os._exit(128 + signal.SIGKILL)
+        plain_signals()
+        os.execvpe(argv[0], argv, env)
+    except FileNotFoundError:
+        status = 127
+        say("%s: command not found, or the program in its first line is not" % argv[0])
+    except OSError as error:
+        say("%s: cannot be executed: %s" % (argv[0], reason(error)))
+    except BaseException as error:  # noqa: BLE001 - a copy of the guard must never go on as one
+        say("%s: cannot be executed: %r" % (argv[0], error))
+    finally:
+        os._exit(status)
+
+
+def plain_signals():
+    """What a program expects to start with; Python ignores SIGPIPE and SIGXFSZ."""
+    for number in (*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def descendants():
+    """Live processes under this one. It is their subreaper: none gets away by losing its parent."""
+    children = {}
+    for name in os.listdir("/proc"):
+        stat = process_stat(int(name)) if name.isdigit() else None
+        if stat is not None and stat[0] not in "ZX":
+            children.setdefault(int(stat[1]), []).append(int(name))
+    found = list(children.get(os.getpid(), []))
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def seconds(env, name, default=None):
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("%s is not a number of seconds: %r" % (name, text))
+
+
+def early_signal(env):
+    """The signal before the time limit, from "[B:]USR1@60" as in sbatch(1) --signal; None for none."""
+    text = env.get("AUTOEXP_SIGNAL", "").rpartition(":")[2]
+    if not text:
+        return None
+    name, _, before = text.partition("@")
+    name = name[3:] if name.startswith("SIG") else name
+    try:
+        number = int(name) if name.isdigit() else getattr(signal, "SIG" + name)
+        return signal.Signals(number), float(before or 60)
+    except (AttributeError, ValueError):
+        raise ValueError("AUTOEXP_SIGNAL is not a signal and seconds, such as USR1@60: %r" % text)
 
 
 class Guard:
-    def __init__(self, directory, generation, env):
+    def __init__(self, directory, env):
         self.directory = directory
-        self.generation = generation
         self.env = env
-        self.limit = float(env["AUTOEXP_TIME_LIMIT_S"]) if env.get("AUTOEXP_TIME_LIMIT_S") else None
-        self.grace = float(env.get("AUTOEXP_KILL_GRACE_S", "30"))
-        self.beat_s = float(env.get("AUTOEXP_HEARTBEAT_S", "30"))
+        self.me = identity(env)
+        self.generation = 0
+        self.limit = seconds(env, "AUTOEXP_TIME_LIMIT_S")
+        self.grace = seconds(env, "AUTOEXP_KILL_GRACE_S", 30.0)
+        self.beat_s = max(0.05, seconds(env, "AUTOEXP_HEARTBEAT_S", 30.0))
+        self.retry_s = seconds(env, "AUTOEXP_EXIT_RETRY_S", 60.0)
+        self.early = early_signal(env)
         self.cause = "exit"
+        self.news = None
         self.child = 0
         self.beats = 0
+        self.kill_at = None
 
     def path(self, name):
         return os.path.join(self.directory, name)
 
     def run(self, argv):
+        """Claim, run, record; the status to exit with. Raises OSError or ValueError where it cannot claim."""
+        generation = claim(self.directory, self.me)
+        if generation is None:
+            return EXIT_CLAIM_LOST
+        self.generation = generation
         started_at, started = time.time(), time.monotonic()
-        env = dict(self.env, AUTOEXP_CLAIMED="1", AUTOEXP_GENERATION=str(self.generation))
-        env.setdefault("PYTHONUNBUFFERED", "1")
+        env = dict(self.env, AUTOEXP_CLAIMED="1", AUTOEXP_GENERATION=str(generation))
+        if not env.get("PYTHONUNBUFFERED"):
+            env["PYTHONUNBUFFERED"] = "1"
         if self.limit is not None:
             env["AUTOEXP_DEADLINE"] = "%.0f" % (started_at + self.limit)
-        watched = set(FORWARDED) | {signal.SIGCHLD}
-        self.child = self.spawn(argv, env, watched)
-        write_file(
-            self.path("start.%d.json" % self.generation),
-            json.dumps(
-                {
-                    "scheduler_id": scheduler_id(self.env),
-                    "host": socket.gethostname(),
-                    "boot_id": boot_id(),
-                    "pid": os.getpid(),
-                    "pid_start": process_start(os.getpid()),
-                    "pgid": self.child,
-                    "started_at": started_at,
-                }
-            ),
-        )
-        status = self.wait(started, watched)
-        self.end_group()
-        code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        self.record(code, started_at)
-        return code
-
-    def spawn(self, argv, env, watched):
-        """The command as a child in a process group of its own, which dies with the guard (prctl(2))."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            try:
-                os.setpgid(pid, pid)
-            except OSError:
-                pass
-            return pid
         try:
-            os.setpgid(0, 0)
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(128 + signal.SIGKILL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
-            os.execvpe(argv[0], argv, env)
-        except FileNotFoundError:
-            say("%s: command not found" % argv[0])
-            os._exit(127)
+            self.start(argv, env, started_at)
         except OSError as error:
-            say("%s: %s" % (argv[0], error.strerror))
-            os._exit(126)
+            say("the command was not started: %s" % reason(error))
+            self.retry_s = 0.0
+            self.record(EXIT_CLAIM_FAILED, started_at)
+            return EXIT_CLAIM_FAILED
+        code = self.wait(started)
+        self.end_the_rest()
+        self.record(code, started_at)
+        return EXIT_CLAIM_LOST if self.cause == "superseded" else code
 
-    def wait(self, started, watched):
-        """Forward signals, keep the time limit, beat; until the command ends."""
-        early = self.early_signal()
-        kill_at = None
+    def start(self, argv, env, started_at):
+        """Start the command. It is on record before it runs: should the guard be killed, it can be found."""
+        self.child, go = spawn(argv, env)
+        try:
+            start = dict(self.me, generation=self.generation, pgid=self.child, started_at=started_at)
+            write_file(self.path("start.%d.json" % self.generation), json.dumps(start))
+            os.write(go, b"g")
+        except OSError:
+            os.close(go)
+            os.waitpid(self.child, 0)
+            raise
+        os.close(go)
+
+    def wait(self, started):
+        """Forward signals, keep the time limit, beat; until the command ends. Its status as of a shell."""
         next_beat = started + self.beat_s
         while True:
-            pid, status = os.waitpid(self.child, os.WNOHANG)
-            if pid:
-                return status
+            status = self.reap()
+            if status is not None:
+                code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                self.settle(code)
+                return code
             now = time.monotonic()
-            times = [next_beat] + ([kill_at] if kill_at is not None else [])
-            if self.limit is not None and kill_at is None:
-                times.append(started + self.limit)
-                if early:
-                    times.append(started + self.limit - early[1])
-            got = signal.sigtimedwait(watched, max(0.0, min(times) - now))
+            got = signal.sigtimedwait(WATCHED, max(0.0, self.next_event(started, next_beat) - now))
             now = time.monotonic()
             if got is not None and got.si_signo != signal.SIGCHLD:
-                if self.cause == "exit":
-                    self.cause = "signal:%s" % signal.Signals(got.si_signo).name[3:]
-                self.signal_group(got.si_signo)
-                if got.si_signo in (signal.SIGTERM, signal.SIGINT) and kill_at is None:
-                    kill_at = now + self.grace
+                self.forward(signal.Signals(got.si_signo), now)
             if now >= next_beat:
                 self.beat()
                 next_beat = now + self.beat_s
-            if self.limit is not None and kill_at is None:
-                if early and now >= started + self.limit - early[1]:
+                if self.kill_at is None and os.path.exists(claim_path(self.directory, self.generation + 1)):
+                    say("a later start of this job has taken over; this one ends")
+                    self.end("superseded", now)
+            if self.limit is not None and self.kill_at is None:
+                if self.early and now >= started + self.limit - self.early[1]:
                     self.cause = "timeout"
-                    self.signal_group(early[0])
-                    early = None
+                    self.signal_group(self.early[0])
+                    self.early = None
                 if now >= started + self.limit:
-                    self.cause = "timeout"
-                    self.signal_group(signal.SIGTERM)
-                    kill_at = now + self.grace
-            if kill_at is not None and now >= kill_at:
+                    say("time limit of %g s reached" % self.limit)
+                    self.end("timeout", now)
+            if self.kill_at is not None and now >= self.kill_at:
                 self.signal_group(signal.SIGKILL)
-                kill_at = now + self.grace
+                self.kill_at = now + max(1.0, self.grace)
 
-    def early_signal(self):
-        """The signal before the time limit, from "[B:]USR1@60" as in sbatch(1) --signal."""
-        text = self.env.get("AUTOEXP_SIGNAL", "").rpartition(":")[2]
-        name, _, seconds = text.partition("@")
-        number = getattr(signal, "SIG" + name, None)
-        return (number, float(seconds or 60)) if number else None
+    def next_event(self, started, next_beat):
+        times = [next_beat]
+        if self.kill_at is not None:
+            times.append(self.kill_at)
+        elif self.limit is not None:
+            times.append(started + self.limit - (self.early[1] if self.early else 0.0))
+        return min(times)
+
+    def forward(self, number, now):
+        self.signal_group(number)
+        if self.cause in ("timeout", "superseded"):
+            return
+        if number in ENDING:
+            self.cause = "signal:%s" % number.name[3:]
+            if self.kill_at is None:
+                self.kill_at = now + self.grace
+        else:
+            self.news = (number, now)
+
+    def end(self, cause, now):
+        self.cause = cause
+        self.signal_group(signal.SIGTERM)
+        self.kill_at = now + self.grace
+
+    def settle(self, code):
+        """Whether a signal from outside ended the command that seems to have ended by itself."""
+        if self.cause != "exit":
+            return
+        by = code - 128
+        # Slurm signals every process of a job: the command's death may be seen before the guard's own signal.
+        got = signal.sigtimedwait(set(FORWARDED), 1.0 if by in FORWARDED and not self.news else 0.0)
+        if got is not None:
+            self.news = (signal.Signals(got.si_signo), time.monotonic())
+        if self.news is not None:
+            number, at = self.news
+            if by == number or time.monotonic() - at <= REACTION_S:
+                self.cause = "signal:%s" % number.name[3:]
+
+    def reap(self):
+        """Clear away what ended; the wait status of the command if it is among that."""
+        found = None
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return found
+            if pid == 0:
+                return found
+            if pid == self.child:
+                found = status
 
     def signal_group(self, number):
         try:
@@ -248,76 +419,111 @@ class Guard:
         except OSError:
             pass
 
-    def end_group(self):
+    def end_the_rest(self):
         """Nothing of the attempt outlives it: a successor must find its files at rest."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self.signal_group(number)
-            for _ in range(20):
+        now = time.monotonic()
+        kill_at = self.kill_at if self.kill_at is not None else now + min(self.grace, LEFT_BEHIND_S)
+        give_up = max(now, kill_at) + LEFT_BEHIND_S
+        asked = set()
+        while True:
+            self.reap()
+            left = descendants()
+            now = time.monotonic()
+            if not left:
+                self.reap()
+                return
+            if now >= give_up:
+                say("processes that cannot be killed are left: %s" % " ".join(map(str, left)))
+                return
+            for pid in left:
                 try:
-                    os.killpg(self.child, 0)
+                    if now >= kill_at:
+                        os.kill(pid, signal.SIGKILL)
+                    elif pid not in asked:
+                        os.kill(pid, signal.SIGTERM)
                 except OSError:
-                    return
-                time.sleep(0.05)
+                    pass
+            asked.update(left)
+            # The end of a child wakes this up; deeper ones are looked at again.
+            signal.sigtimedwait({signal.SIGCHLD}, min(0.2, max(0.01, kill_at - now)))
 
     def beat(self):
         self.beats += 1
+        path = self.path("heartbeat.%d" % self.generation)
         try:
-            with open(self.path("heartbeat.%d" % self.generation), "w") as file:
+            with open(path + ".tmp", "w") as file:
                 file.write("%d %.0f\n" % (self.beats, time.time()))
+            os.rename(path + ".tmp", path)
         except OSError:
             pass
 
     def record(self, code, started_at):
+        """Write how it ended; a full disk gets some time to be mended."""
         text = json.dumps(
             {
                 "exit_code": code,
                 "cause": self.cause,
                 "started_at": started_at,
                 "ended_at": time.time(),
-                "host": socket.gethostname(),
+                "host": self.me["host"],
                 "generation": self.generation,
             }
         )
-        for wait in (0, 1, 2, 5, 10, 30):
-            time.sleep(wait)
+        path = self.path("exit.%d.json" % self.generation)
+        give_up, pause = time.monotonic() + self.retry_s, 0.1
+        while True:
             try:
-                write_file(self.path("exit.%d.json" % self.generation), text)
+                write_file(path, text)
                 return
             except OSError as error:
-                say("cannot write the exit record: %s" % error.strerror)
+                left = give_up - time.monotonic()
+                again = "trying again" if left > 0 else "given up"
+                say("cannot write %s (exit status %d): %s; %s" % (path, code, reason(error), again))
+                if left <= 0:
+                    return
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, 10.0)
 
 
-def await_go():
-    """Wait for the submitter's word that the process is on record; without it nothing may run."""
+# ---------------------------------------------------------------- entry
+
+
+def await_go(argv):
+    """Become `argv` on the submitter's word that this process is on record; end if it dies before."""
     if os.read(0, 1) != b"g":
-        sys.exit(EXIT_CLAIM_LOST)
+        return EXIT_CLAIM_LOST
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-
-
-def main():
-    arguments = sys.argv[1:]
-    if arguments and arguments[0] == "--await-go":
-        await_go()
-        os.execvp(arguments[1], arguments[1:])
-    if not arguments or arguments[0] != "--" or len(arguments) < 2:
-        say("usage: guard.py -- COMMAND [ARGUMENT…]")
-        return 2
-    env = dict(os.environ)
-    directory = env.get("AUTOEXP_ATTEMPT_DIR")
-    if not directory:
-        say("AUTOEXP_ATTEMPT_DIR is not set")
-        return EXIT_CLAIM_FAILED
-    # Blocked signals wait for sigtimedwait: none can be lost between two looks.
-    signal.pthread_sigmask(signal.SIG_BLOCK, set(FORWARDED) | {signal.SIGCHLD})
+    plain_signals()
     try:
-        generation = claim(directory, env)
-        return Guard(directory, generation, env).run(arguments[1:])
+        os.execvp(argv[0], argv)
     except OSError as error:
-        say("cannot claim the attempt in %s: %s" % (directory, error.strerror))
+        say("%s: %s" % (argv[0], reason(error)))
+        return 127
+
+
+def main(arguments):
+    if len(arguments) > 1 and arguments[0] == "--await-go":
+        return await_go(arguments[1:])
+    if len(arguments) < 2 or arguments[0] != "--":
+        say("usage: guard.py -- COMMAND [ARGUMENT ...]")
+        return EXIT_USAGE
+    directory = os.environ.get("AUTOEXP_ATTEMPT_DIR")
+    if not directory:
+        say("AUTOEXP_ATTEMPT_DIR is not set: to run a script by hand, give it the argument --claimed")
+        return EXIT_CLAIM_FAILED
+    # Blocked signals wait for sigtimedwait: none is lost between two looks, and none ends the guard.
+    for number in WATCHED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    try:
+        return Guard(os.path.abspath(directory), dict(os.environ)).run(arguments[1:])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        say("cannot claim the attempt in %s: %s" % (directory, why))
         return EXIT_CLAIM_FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

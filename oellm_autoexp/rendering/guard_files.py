@@ -1,45 +1,105 @@
-"""What the guard left in an attempt's directory, for the one who watches."""
+"""What the guard left in an attempt's directory, for the one who watches.
+
+Missing, foreign and torn files are `None`; a directory that cannot be read raises OSError: unknown.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from oellm_autoexp.core.model import ExitRecord
 
+_NAME = re.compile(r"(claim|start|exit)\.(\d{1,9})\.json")
 
-def _newest(attempt_dir: Path, name: str) -> dict[str, Any] | None:
-    """The file of the newest generation; None where there is none.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who owns the attempt: of several copies of it, the one that runs."""
+
+    generation: int
+    scheduler_id: str
+    restart_count: int
+    host: str
+    boot_id: str
+    pid: int
+    #: Field 22 of /proc/PID/stat: with boot id and pid it names a process that is never reused.
+    pid_start: str | None
+    token: str = ""
+    nonce: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start(Claim):
+    """The guard that runs the command, and the command's process group."""
+
+    pgid: int
+    started_at: float
+
+
+T = TypeVar("T", Claim, Start, ExitRecord)
+
+
+def read_claim(attempt_dir: Path) -> Claim | None:
+    """The newest owner of the attempt.
 
     Raises:
         OSError: it cannot be told.
     """
-    found = sorted(attempt_dir.glob(f"{name}.*.json"), key=lambda path: int(path.suffixes[0][1:]))
-    if not found:
-        return None
-    try:
-        body: dict[str, Any] = json.loads(found[-1].read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return body
+    generation = _generations(attempt_dir).get("claim")
+    return None if generation is None else _read(attempt_dir, "claim", generation, Claim)
+
+
+def read_start(attempt_dir: Path) -> Start | None:
+    """The newest process that was about to run the command; it may be of an earlier generation.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    generation = _generations(attempt_dir).get("start")
+    return None if generation is None else _read(attempt_dir, "start", generation, Start)
 
 
 def read_exit(attempt_dir: Path) -> ExitRecord | None:
-    """How the attempt ended; None where the newest generation has not left a record."""
-    body, claim = _newest(attempt_dir, "exit"), _newest(attempt_dir, "claim")
-    if body is None:
+    """How the attempt ended; None while the newest generation has not left a record.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    found = _generations(attempt_dir)
+    if "exit" not in found or found["exit"] < found.get("claim", 0):
         return None
-    record = ExitRecord(**body)
-    claims = len(list(attempt_dir.glob("claim.*.json")))
-    return record if claim is None or record.generation == claims - 1 else None
+    return _read(attempt_dir, "exit", found["exit"], ExitRecord)
 
 
-def read_claim(attempt_dir: Path) -> dict[str, Any] | None:
-    """Who owns the attempt."""
-    return _newest(attempt_dir, "claim")
+def _generations(attempt_dir: Path) -> dict[str, int]:
+    """The newest generation of each kind of file. (`Path.glob` hides errors, so it will not do.)"""
+    newest: dict[str, int] = {}
+    try:
+        names = os.listdir(attempt_dir)  # noqa: PTH208 - names, not paths
+    except (FileNotFoundError, NotADirectoryError):
+        return newest
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match:
+            kind, generation = match[1], int(match[2])
+            newest[kind] = max(generation, newest.get(kind, 0))
+    return newest
 
 
-def read_start(attempt_dir: Path) -> dict[str, Any] | None:
-    """The process that runs the command, and its process group."""
-    return _newest(attempt_dir, "start")
+def _read(attempt_dir: Path, name: str, generation: int, kind: type[T]) -> T | None:
+    try:
+        body = json.loads((attempt_dir / f"{name}.{generation}.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    known: dict[str, Any] = {field.name: body[field.name] for field in fields(kind) if field.name in body}
+    try:
+        return kind(**{**known, "generation": generation})
+    except TypeError:
+        return None

@@ -1,7 +1,9 @@
 """This machine as a scheduler: detached processes that outlive their submitter and are found again.
 
-A task's process waits for its *go* until its identity (host, boot id, pid, start time) is on disk; if the
-submitter dies before, it ends without having run anything. So a look-up by token is exact at once.
+The processes of a submission wait for one word, the *go*, which is written into their common pipe when all
+of them are on record (host, boot id, pid, start time). If the submitter dies before that, the pipe ends and
+so do they, without having run anything. So a submission starts whole or not at all, and a look-up by token
+is exact at once.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,26 @@ from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected
 from oellm_autoexp.rendering import guard, guard_files, templates
+from oellm_autoexp.schedulers import processes
+from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
-from oellm_autoexp.store.journal import boot_id, process_start
 
 #: The submitter's environment reaches a job without what belongs to another scheduler's job.
 _FOREIGN = re.compile(r"(SLURM|SBATCH|SQUEUE|SRUN|AUTOEXP)_")
+#: Most tasks of one submission: their words fit into one write that is all or nothing (PIPE_BUF, pipe(7)).
+_MAX_TASKS = min(1000, select.PIPE_BUF)
+#: How long a look-up waits for a process whose submitter has died to see that.
+_DECIDE_S = 5.0
+_AWAIT_GO = "--await-go"
 
 
 @dataclass(kw_only=True)
 class LocalSchedulerConfig(ConfigInterface):
-    """`max_jobs`: live attempts at once (None: one per processor).
+    """Processes of this machine.
 
+    `max_jobs`: live attempts at once (None: one per processor).
+    `submit_rate_limit_seconds`: least time between two submissions.
+    `breaker`: so many jobs that died early of one cause hold the rest (None: never).
     `kill_grace_seconds`: from SIGTERM to SIGKILL.
     """
 
@@ -48,25 +60,45 @@ class LocalSchedulerConfig(ConfigInterface):
     def __post_init__(self) -> None:
         if self.max_jobs is not None and self.max_jobs < 1:
             raise ValueError(f"max_jobs must be at least 1, got {self.max_jobs}")
+        if self.kill_grace_seconds < 0:
+            raise ValueError(f"kill_grace_seconds cannot be negative, got {self.kill_grace_seconds}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Process:
-    """A process by an identity that is never reused."""
+@cache
+def _boot_id() -> str:
+    return journal.boot_id()
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """A task's process, by an identity that is never reused, and where its guard writes."""
+
+    id: str
     host: str
     boot_id: str
     pid: int
     pid_start: str
+    attempt_dir: str
+    submitted_at: float
+
+    @property
+    def here(self) -> bool:
+        """Whether this machine can tell what became of it."""
+        return self.boot_id == _boot_id() or self.host == socket.gethostname()
 
     @property
     def alive(self) -> bool:
-        return self.boot_id == boot_id() and process_start(self.pid) == self.pid_start
+        return self.boot_id == _boot_id() and journal.process_start(self.pid) == self.pid_start
+
+    @property
+    def claimed(self) -> bool:
+        claim = guard_files.read_claim(Path(self.attempt_dir))
+        return claim is not None and claim.scheduler_id == self.id
 
 
 @register
 class LocalScheduler(SchedulerInterface):
-    """Runs every task as a process of this machine."""
+    """Runs every task as a process of this machine, each in a session of its own."""
 
     config: LocalSchedulerConfig
     config_class = LocalSchedulerConfig
@@ -75,11 +107,15 @@ class LocalScheduler(SchedulerInterface):
         super().__init__(config)
         self._effects = effects
         self._dir = state_dir
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._records: dict[tuple[str, int], dict[str, Any]] = {}
+        self._records: dict[str, dict[int, _Record]] = {}
+        #: Processes that this program started and has to clear away, and the status they ended with.
+        self._children: set[int] = set()
+        self._statuses: dict[int, int] = {}
+        #: When cancels were first sent, on the monotonic clock.
+        self._cancelled: dict[str, float] = {}
         self.cluster = socket.gethostname()
         self.capabilities = Capabilities(
-            max_array_size=1,
+            max_array_size=_MAX_TASKS,
             find_grace_s=0.0,
             gone_grace_s=0.0,
             poll_interval_s=0.5,
@@ -92,21 +128,67 @@ class LocalScheduler(SchedulerInterface):
     # ---- submit
 
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
+        """Start what has not been started: a token that is submitted again starts the rest."""
+        token, tasks = submission.token, submission.tasks
+        if len(tasks) > _MAX_TASKS:
+            raise SubmitRejected(f"{len(tasks)} tasks are more than one submission takes ({_MAX_TASKS})")
+        self._reap()
+        known = self._started(token)
+        missing = [index for index in range(len(tasks)) if index not in known]
         try:
-            self._effects.mkdir(self._dir / submission.token)
-            return [self._start(submission.token, index, task) for index, task in enumerate(submission.tasks)]
-        except BlockingIOError as error:
-            raise SubmitDeferred(f"no process could be started: {error.strerror}") from error
+            self._effects.mkdir(self._dir)
+            if missing:
+                self._start(token, {index: tasks[index] for index in missing}, known)
         except OSError as error:
             where = str(error.filename or self._dir)
-            raise SubmitDeferred(f"{error.strerror}", where=where) from error
+            what = f"no process could be started: {error.strerror or error}"
+            raise SubmitDeferred(what, where=where) from error
+        return [_ref(token, index, self._records[token][index]) for index in range(len(tasks))]
 
-    def _start(self, token: str, index: int, task: Task) -> SchedulerRef:
-        identity = f"{token}.{index}"
+    def _start(self, token: str, tasks: Mapping[int, Task], known: Mapping[int, _Record]) -> None:
+        gate, go = os.pipe()
+        try:
+            started = {index: self._spawn(f"{token}.{index}", task, gate) for index, task in tasks.items()}
+            records = {**known, **started}
+            body = {str(index): asdict(record) for index, record in sorted(records.items())}
+            self._effects.write(self._path(token), json.dumps(body).encode())
+            self._records[token] = records
+            self._effects.call("go", token, lambda: os.write(go, b"g" * len(started)))
+        finally:
+            os.close(gate)
+            os.close(go)
+
+    def _spawn(self, identity: str, task: Task, gate: int) -> _Record:
+        log = Path(task.log_path)
+        self._effects.mkdir(log.parent, mode=0o755)
+        child = self._effects.spawn(
+            [sys.executable, "-I", guard.__file__, _AWAIT_GO, "bash", task.script_path],
+            env=self._environment(identity, task),
+            output=log,
+            stdin=gate,
+        )
+        # It may outlive this program, which clears it away by its pid; Popen must not wait or warn.
+        child.returncode = 0
+        self._children.add(child.pid)
+        self._statuses.pop(child.pid, None)
+        start = journal.process_start(child.pid)
+        if start is None:
+            raise OSError(None, "the process was killed as soon as it was started")
+        return _Record(
+            id=identity,
+            host=self.cluster,
+            boot_id=_boot_id(),
+            pid=child.pid,
+            pid_start=start,
+            attempt_dir=task.attempt_dir,
+            submitted_at=time.time(),  # noqa: TID251 - when a process was started is a fact of this machine
+        )
+
+    def _environment(self, identity: str, task: Task) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
         environment.update(task.environment)
         environment.update(
-            AUTOEXP_TOKEN=token,
+            AUTOEXP_TOKEN=identity.rpartition(".")[0],
             AUTOEXP_SCHEDULER_ID=identity,
             AUTOEXP_ATTEMPT_DIR=task.attempt_dir,
             AUTOEXP_LOG_PATH=task.log_path,
@@ -114,151 +196,202 @@ class LocalScheduler(SchedulerInterface):
         )
         if task.time_limit_s is not None:
             environment["AUTOEXP_TIME_LIMIT_S"] = str(task.time_limit_s)
-        log = Path(task.log_path)
-        self._effects.mkdir(log.parent, mode=0o755)
-        child = self._effects.spawn(
-            [sys.executable, "-I", guard.__file__, "--await-go", "bash", task.script_path],
-            env=environment,
-            output=log,
-            stdin=subprocess.PIPE,
-        )
-        self._children[child.pid] = child
-        submitted_at = self._now()
-        record = {
-            "host": self.cluster,
-            "boot_id": boot_id(),
-            "pid": child.pid,
-            "pid_start": process_start(child.pid),
-            "attempt_dir": task.attempt_dir,
-            "submitted_at": submitted_at,
-        }
-        self._effects.write(self._dir / token / f"{index}.json", json.dumps(record).encode())
-        self._records[token, index] = record
-        assert child.stdin is not None
-        with child.stdin:
-            self._effects.call("go", identity, lambda: os.write(child.stdin.fileno(), b"g"))  # type: ignore[union-attr]
-        return SchedulerRef(
-            id=identity, cluster=self.cluster, token=token, task=index, submitted_at=submitted_at
-        )
+        return environment
 
-    @staticmethod
-    def _now() -> float:
-        return time.time()  # noqa: TID251 - when a process was started is a fact of this machine
-
-    # ---- find, poll
+    # ---- find
 
     def find(self, tokens: Sequence[str]) -> Mapping[str, Sequence[SchedulerRef]]:
-        found: dict[str, Sequence[SchedulerRef]] = {}
+        """The tasks that were started; one that is absent was not and never will be."""
+        self._reap()
+        found = {}
         for token in tokens:
-            refs = []
-            for path in sorted((self._dir / token).glob("[0-9]*.json"), key=lambda path: int(path.stem)):
-                index = int(path.stem)
-                record = self._record(token, index)
-                if record is not None and (self._process(record).alive or self._claimed(record)):
-                    refs.append(
-                        SchedulerRef(
-                            id=f"{token}.{index}",
-                            cluster=record["host"],
-                            token=token,
-                            task=index,
-                            submitted_at=record["submitted_at"],
-                        )
-                    )
-            if refs:
-                found[token] = refs
+            records = self._started(token)
+            if records:
+                found[token] = [_ref(token, index, record) for index, record in sorted(records.items())]
         return found
 
+    def _started(self, token: str) -> dict[int, _Record]:
+        with _answered(self._dir):
+            return {index: found for index, found in self._tasks(token).items() if self._has_started(found)}
+
+    def _has_started(self, record: _Record) -> bool:
+        """Whether the process got its go: it is past waiting for it, or has come as far as the claim.
+
+        One that ended before the claim ran nothing of the user's.
+        """
+        if record.claimed:
+            return True
+        if not record.here:
+            raise _elsewhere(record.host)
+        give_up = time.monotonic() + _DECIDE_S
+        while record.alive:
+            doing = processes.argv(record.pid)
+            if doing and _AWAIT_GO.encode() not in doing:
+                return True
+            if time.monotonic() >= give_up:
+                raise SchedulerUnavailable(
+                    f"process {record.pid} has been started, and neither goes on nor ends",
+                    where=str(self._path(record.id.rpartition(".")[0])),
+                    hint=f"look at it (is it stopped?), or end it: kill -KILL {record.pid}",
+                )
+            processes.wait_for_end(record.pid, 0.02)
+            self._reap()
+        return record.claimed
+
+    def _tasks(self, token: str) -> dict[int, _Record]:
+        if token not in self._records:
+            path = self._path(token)
+            try:
+                body = json.loads(path.read_bytes())
+                self._records[token] = {int(index): _Record(**fields) for index, fields in body.items()}
+            except FileNotFoundError:
+                return {}
+            except (AttributeError, TypeError, ValueError) as error:
+                raise SchedulerUnavailable(
+                    f"the record of a submission is damaged ({error})",
+                    where=str(path),
+                    hint="end its processes if there are any, then remove the file",
+                ) from error
+        return self._records[token]
+
+    def _path(self, token: str) -> Path:
+        return self._dir / f"{token}.json"
+
+    # ---- poll
+
     def poll(self, refs: Sequence[SchedulerRef]) -> Mapping[SchedulerRef, SchedulerFact]:
-        elsewhere = next((ref for ref in refs if ref.cluster != self.cluster), None)
-        if elsewhere is not None:
-            raise SchedulerUnavailable(
-                f"jobs of host {elsewhere.cluster} can be seen only there",
-                hint=f"run this on {elsewhere.cluster}",
-            )
-        for pid, child in list(self._children.items()):
-            if child.poll() is not None:
-                del self._children[pid]
-        try:
+        """What became of each, from /proc and the guards' files.
+
+        Whom a guard that was killed has left behind, it ends, as slurmd(8) would.
+        """
+        self._reap()
+        with _answered(self._dir):
             return {ref: self._fact(ref) for ref in refs}
-        except OSError as error:
-            where = str(error.filename or self._dir)
-            raise SchedulerUnavailable(str(error.strerror), where=where) from error
 
     def _fact(self, ref: SchedulerRef) -> SchedulerFact:
-        record = self._record(ref.token, ref.task)
+        record = self._tasks(ref.token).get(ref.task)
         if record is None:
-            return SchedulerFact(state=SchedulerState.GONE, reason="never started here")
-        process = self._process(record)
-        attempt_dir = Path(record["attempt_dir"])
-        if process.alive:
-            started = record["submitted_at"]
-            return SchedulerFact(state=SchedulerState.RUNNING, started_at=started, nodes=process.host)
-        ended = guard_files.read_exit(attempt_dir)
-        if ended is not None:
-            state = SchedulerState.COMPLETED if ended.exit_code == 0 else SchedulerState.FAILED
-            if ended.cause == "timeout":
-                state = SchedulerState.TIMEOUT
+            if ref.cluster != self.cluster:
+                raise _elsewhere(ref.cluster)
+            return SchedulerFact(state=SchedulerState.GONE, reason="it was never started here")
+        if record.alive:
             return SchedulerFact(
-                state=state,
+                state=SchedulerState.RUNNING, started_at=record.submitted_at, nodes=record.host
+            )
+        # The exit record is written before the guard ends; whoever sees the guard dead sees the record.
+        ended = guard_files.read_exit(Path(record.attempt_dir)) if record.claimed else None
+        if ended is not None:
+            return SchedulerFact(
+                state=SchedulerState.TIMEOUT if ended.cause == "timeout" else _state(ended.exit_code),
                 exit_code=ended.exit_code,
                 started_at=ended.started_at,
                 ended_at=ended.ended_at,
-                nodes=process.host,
+                nodes=record.host,
             )
-        if process.boot_id != boot_id():
-            return SchedulerFact(state=SchedulerState.NODE_FAIL, reason=f"{process.host} was rebooted")
-        if self._group(attempt_dir) is not None:
-            return SchedulerFact(state=SchedulerState.COMPLETING, reason="its guard died, its processes live")
-        return SchedulerFact(state=SchedulerState.GONE, reason="its guard was killed")
+        if not record.here:
+            raise _elsewhere(record.host)
+        if record.boot_id != _boot_id():
+            return SchedulerFact(state=SchedulerState.NODE_FAIL, reason=f"{record.host} was rebooted")
+        left = self._left_behind(record)
+        if left:
+            self._kill_all(left)
+            return SchedulerFact(
+                state=SchedulerState.COMPLETING,
+                reason=f"its guard was killed, {len(left)} of its processes live on and are ended",
+                nodes=record.host,
+            )
+        status = self._statuses.get(record.pid, -1)
+        if status >= 0:
+            # No record (a full disk, no claim), but this program is its parent and was told.
+            return SchedulerFact(state=_state(status), exit_code=status, nodes=record.host)
+        why = "its guard was killed" if record.claimed else "it ended before its command began"
+        return SchedulerFact(state=SchedulerState.GONE, reason=why)
 
-    def _record(self, token: str, index: int) -> dict[str, Any] | None:
-        key = (token, index)
-        if key not in self._records:
+    def _reap(self) -> None:
+        """Clear away children that have ended, so that no zombies are left."""
+        for pid in list(self._children):
             try:
-                self._records[key] = json.loads((self._dir / token / f"{index}.json").read_bytes())
-            except FileNotFoundError:
-                return None
-        return self._records[key]
-
-    @staticmethod
-    def _process(record: Mapping[str, Any]) -> _Process:
-        return _Process(record["host"], record["boot_id"], record["pid"], record["pid_start"])
-
-    @staticmethod
-    def _claimed(record: Mapping[str, Any]) -> bool:
-        return guard_files.read_claim(Path(record["attempt_dir"])) is not None
-
-    @staticmethod
-    def _group(attempt_dir: Path) -> int | None:
-        """The process group of a command whose guard is dead, while any process of it lives."""
-        start = guard_files.read_start(attempt_dir)
-        if start is None or start["boot_id"] != boot_id():
-            return None
-        pgid: int = start["pgid"]
-        try:
-            os.killpg(pgid, 0)
-        except OSError:
-            return None
-        return pgid
+                done, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                self._children.discard(pid)
+                continue
+            if done:
+                self._children.discard(pid)
+                self._statuses[pid] = os.waitstatus_to_exitcode(status)
 
     # ---- cancel, update
 
     def cancel(self, refs: Sequence[SchedulerRef]) -> None:
-        for ref in refs:
-            record = self._record(ref.token, ref.task)
-            if record is None:
-                continue
-            process = self._process(record)
-            if process.alive:
-                # The guard forwards TERM, and KILLs the command after the grace.
-                self._effects.kill(process.pid, signal.SIGTERM)
-            else:
-                group = self._group(Path(record["attempt_dir"]))
-                if group is not None:
-                    self._effects.kill_group(group, signal.SIGKILL)
+        """SIGTERM to the guard, which ends its command after the grace at the latest.
+
+        Asked again after the grace, SIGKILL to everything of the attempt.
+        """
+        self._reap()
+        with _answered(self._dir):
+            for ref in refs:
+                record = self._tasks(ref.token).get(ref.task)
+                if record is None and ref.cluster != self.cluster:
+                    raise _elsewhere(ref.cluster)
+                if record is not None:
+                    self._cancel(record)
+
+    def _cancel(self, record: _Record) -> None:
+        if not record.here:
+            raise _elsewhere(record.host)
+        now = time.monotonic()
+        first = self._cancelled.setdefault(record.id, now)
+        overdue = now - first > self.config.kill_grace_seconds
+        if record.alive and not overdue:
+            processes.send(self._effects, record.pid, record.pid_start, signal.SIGTERM)
+        elif record.boot_id == _boot_id():
+            # The guard first: should it see its command end, it would call that the command's own doing.
+            processes.send(self._effects, record.pid, record.pid_start, signal.SIGKILL)
+            if not record.alive:
+                self._kill_all(self._left_behind(record))
+
+    @staticmethod
+    def _left_behind(record: _Record) -> list[tuple[int, str]]:
+        start = guard_files.read_start(Path(record.attempt_dir))
+        ours = start is not None and start.scheduler_id == record.id and start.boot_id == record.boot_id
+        return processes.of_attempt(record.id, start.pgid if start is not None and ours else None)
+
+    def _kill_all(self, left: Iterable[tuple[int, str]]) -> None:
+        for pid, start in left:
+            processes.send(self._effects, pid, start, signal.SIGKILL)
 
     def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
         raise SubmitRejected(
             f"the local scheduler cannot change {', '.join(changes)} of {ref.id}",
             hint="the change applies from the next attempt on",
         )
+
+
+def _ref(token: str, index: int, record: _Record) -> SchedulerRef:
+    return SchedulerRef(
+        id=record.id, cluster=record.host, token=token, task=index, submitted_at=record.submitted_at
+    )
+
+
+def _state(exit_code: int) -> SchedulerState:
+    return SchedulerState.COMPLETED if exit_code == 0 else SchedulerState.FAILED
+
+
+def _elsewhere(host: str) -> SchedulerUnavailable:
+    return SchedulerUnavailable(
+        f"processes of host {host} can be seen only there", hint=f"do the same on {host}"
+    )
+
+
+class _answered:
+    """Turns a file that cannot be read into "no answer"."""
+
+    def __init__(self, where: Path) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            where = str(error.filename or self._where)
+            raise SchedulerUnavailable(error.strerror or str(error), where=where) from error

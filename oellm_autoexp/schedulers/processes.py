@@ -1,0 +1,83 @@
+"""Processes of this machine: what they do, whose they are, and how to signal exactly one (proc(5))."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.store.journal import process_start
+
+
+def argv(pid: int) -> list[bytes]:
+    """The arguments a process was started with; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def wait_for_end(pid: int, at_most_s: float) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        time.sleep(at_most_s)
+        return
+    try:
+        select.select([handle], [], [], at_most_s)
+    finally:
+        os.close(handle)
+
+
+def send(effects: Effects, pid: int, start: str, number: signal.Signals) -> None:
+    """Signal exactly the process that started at `start`, never a later one of the same pid."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:
+        # Linux before 5.3: a pid is not used again within the moment between look and signal.
+        if process_start(pid) == start:
+            effects.kill(pid, number)
+        return
+    try:
+        if process_start(pid) == start:
+            with suppress(ProcessLookupError):
+                effects.call("kill", str(pid), lambda: signal.pidfd_send_signal(handle, number))
+    finally:
+        os.close(handle)
+
+
+def of_attempt(identity: str, group: int | None) -> list[tuple[int, str]]:
+    """Live processes of an attempt, with their start times.
+
+    They are known by their process group, and by the attempt's id in their environment, which those have
+    that went into a session of their own (workers of torchrun, for one).
+    """
+    mark = f"AUTOEXP_SCHEDULER_ID={identity}".encode()
+    found = []
+    with os.scandir("/proc") as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    for pid in pids:
+        since = process_start(pid) if pid != os.getpid() else None
+        if since is not None and (_group(pid) == group or mark in _environ(pid)):
+            found.append((pid, since))
+    return found
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
