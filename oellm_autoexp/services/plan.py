@@ -85,8 +85,9 @@ def load(
 ) -> Loaded:
     """Compose a config, with every plug-in it names, and make its scheduler.
 
-    `scheduler` ("local", "slurm", "fake") wins over the config. `cwd` (None: the process's) is where commands
-    run, and where relative references start.
+    `config_dir` (None: `./config` where there is one) is searched before the shipped groups. `scheduler`
+    ("local", "slurm", "fake") wins over the config. `cwd` (None: the process's) is where commands run, and
+    where relative references start.
 
     Raises:
         ConfigError: every mistake in the config.
@@ -96,6 +97,8 @@ def load(
         hint = "use --local to run the jobs on this machine, or `plan` to only look at them"
         raise UsageError("the fake cluster is not part of this version yet", where="--fake", hint=hint)
     where = cwd if cwd is not None else Path.cwd()
+    if config_dir is None and (where / "config").is_dir():
+        config_dir = Path("config")
     composed = compose.load(
         ref,
         config_dir=config_dir,
