@@ -108,8 +108,7 @@ def _describe(result: Any) -> None:
     totals = result.totals
     for job in result.jobs:
         typer.echo(f"  {job.spec.name}  [{job.spec.id}]")
-    hours = f"{totals.gpu_hours:g} GPU-hours, {totals.gpu_hours_with_retries:g} with retries"
-    typer.echo(f"{len(result.jobs)} jobs on {totals.nodes} nodes; at most {hours}")
+    typer.echo(f"{len(result.jobs)} jobs on {totals.nodes} nodes; {totals.cost}")
     typer.echo("Policies in force:")
     for policy in result.policies:
         config = {key: value for key, value in policy.config.items() if key != "class_name"}

@@ -93,6 +93,15 @@ class Totals:
     #: All jobs, with every restart that their policies allow.
     gpu_hours_with_retries: float | None = 0.0
 
+    @property
+    def cost(self) -> str:
+        """The GPU-hours in words."""
+        if self.gpu_hours is None:
+            return "GPU-hours without bound: a job with GPUs has no time limit"
+        retries = self.gpu_hours_with_retries
+        most = "without bound" if retries is None else f"{retries:g}"
+        return f"at most {self.gpu_hours:g} GPU-hours, {most} with retries"
+
 
 def totals(jobs: Iterable[tuple[Resources, int | None]]) -> Totals:
     """Add up (resources, most restarts) of jobs. Jobs without GPUs cost no GPU-hours."""
