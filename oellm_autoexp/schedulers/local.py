@@ -123,7 +123,9 @@ class LocalScheduler(SchedulerInterface):
         )
 
     def render(self, request: ScriptRequest) -> str:
-        return templates.render_job_script(request)
+        # There are no job steps here: options for `srun` would put it in front of the command.
+        slurm = {key: value for key, value in request.slurm.items() if key not in ("srun", "srun_opts")}
+        return templates.render_job_script(replace(request, slurm=slurm))
 
     # ---- submit
 

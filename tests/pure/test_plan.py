@@ -96,6 +96,14 @@ def test_what_differs_between_attempts_is_not_in_the_script(planned: Planned) ->
     assert job.spec.argv[3].endswith(".${AUTOEXP_ATTEMPT}.log")
 
 
+def test_a_job_of_this_machine_has_no_job_step(planned: Planned) -> None:
+    """A config that was written for a cluster runs here without `srun`; its launcher stays."""
+    slurm = {"srun": {"cpu-bind": "none"}, "launcher_cmd": "nice", "sbatch": {"nodes": 4}}
+    script = planned(slurm=slurm)[0].script
+    assert "exec nice train" in script
+    assert "srun" not in script
+
+
 # ---------------------------------------------------------------- ids and names
 
 
