@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from oellm_autoexp.core.events import CommandAnswered, Event, JobHeld
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.errors import LeadershipLost, NotLeader, StateError
+from oellm_autoexp.store import segments
 from oellm_autoexp.store.effects import Effects, write_all
 from oellm_autoexp.store.journal import DEAD_AFTER_S, Follower, History, Journal, leader_alive, read
+from oellm_autoexp.store.leader import process_start
 from oellm_autoexp.store.segments import line_of, segment
 
 
@@ -241,6 +243,10 @@ def test_a_lost_record_or_segment_is_noticed(tmp_path):
         Follower(paths).new_events()
     path.unlink()
     with pytest.raises(StateError, match="segment 1 of the journal is missing"):
+        read(paths)
+    path.write_bytes(data)
+    segment(paths, 2).write_bytes(data)  # a copy under another segment's name
+    with pytest.raises(StateError, match=r"00000002\.jsonl, byte 0"):
         read(paths)
 
 
@@ -547,6 +553,62 @@ def test_a_rival_that_dies_while_taking_over_fences_nothing(tmp_path):
     assert read(paths).events == first + second
 
 
+def test_what_is_written_while_a_rival_dies_taking_over_reaches_followers(tmp_path):
+    """A follower that begins in that moment stays where the next fence may still move things."""
+    paths = SessionPaths(tmp_path)
+    followers: list[Follower] = []
+
+    def die() -> None:
+        raise Crash
+
+    def rival() -> None:
+        with pytest.raises(Crash):
+            lead(paths, Hooked("write_at:before", die))
+        followers.append(Follower(paths, after=read(paths)))
+
+    old, _ = lead(paths, Hooked("write_at:before", rival, nth=3))
+    first = commit(old, range(2))
+    with pytest.raises(LeadershipLost):
+        commit(old, range(2, 4))
+    _, history = lead(paths)
+    assert history.events[:2] == first
+    assert len(history.events) == 4
+    assert followers[0].new_events() == history.events[2:]
+
+
+def test_a_reader_that_is_overtaken_by_a_takeover_reads_again(tmp_path, monkeypatch):
+    """What it read of the old segment may have become void meanwhile."""
+    paths = SessionPaths(tmp_path)
+    old, _ = lead(paths)
+    first = commit(old, range(2))
+    really = segments._history
+
+    def overtaken(*args: object) -> History:
+        monkeypatch.undo()
+        lead(paths)
+        with segment(paths, 1).open("ab") as file:
+            file.write(line_of(1, 4, 1.0, "job_held", '{"job":"late","why":""}'))
+        return really(*args)
+
+    monkeypatch.setattr(segments, "_history", overtaken)
+    assert read(paths).events == first
+
+
+def test_a_link_whose_answer_was_lost_is_recognised(tmp_path, monkeypatch):
+    """Over NFS link(2) may fail although it was done."""
+    paths = SessionPaths(tmp_path)
+    really = os.link
+
+    def lost_answer(source: Path, target: Path) -> None:
+        really(source, target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", lost_answer)
+    journal, _ = lead(paths)
+    more = commit(journal, range(2))
+    assert read(paths).events == more
+
+
 def test_of_two_that_take_over_in_the_same_moment_one_wins(tmp_path):
     """The hard link decides; the other one is told who leads."""
     paths = SessionPaths(tmp_path)
@@ -647,14 +709,17 @@ def test_a_leader_before_a_reboot_or_with_a_reused_pid_is_dead(tmp_path, changes
     """Host and pid alone name nothing."""
     paths = SessionPaths(tmp_path)
     lead(paths)
-    with contender_process() as pid:
-        rewritten_header(paths, pid=pid, **changes)
+    with some_process() as pid:
+        rewritten_header(paths, pid=pid, pid_start=process_start(pid))
+        with pytest.raises(NotLeader):
+            lead(paths)
+        rewritten_header(paths, **changes)
         assert leader_alive(paths) is None
         assert lead(paths)[0].epoch == 2
 
 
 @contextmanager
-def contender_process() -> Iterator[int]:
+def some_process() -> Iterator[int]:
     child = subprocess.Popen(["sleep", "60"])
     try:
         yield child.pid
