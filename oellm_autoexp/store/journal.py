@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
 from oellm_autoexp.core.events import Event, encode
 from oellm_autoexp.core.layout import SessionPaths
@@ -38,6 +39,19 @@ HEARTBEAT_S = 10.0
 _LOOK_S = 5.0
 
 
+class _State(NamedTuple):
+    """How far a journal is. Replaced in one assignment: Ctrl-C may come between any two."""
+
+    #: Bytes that are on disk for certain.
+    length: int
+    #: Commits behind them that could not be written yet, byte for byte as readers may have seen them.
+    unsaved: bytes
+    #: The number of the record that comes next.
+    number: int
+    #: Records of the next commit: time, kind, body.
+    buffer: list[tuple[float, str, str]]
+
+
 class Journal:
     """The journal of a leader. `append` buffers; `commit` is the barrier before effects."""
 
@@ -47,12 +61,7 @@ class Journal:
         self._effects = effects
         self._fd = fd
         self._target = str(segment(paths, epoch))
-        #: Bytes that are on disk for certain, and the number of the next record.
-        self._length = length
-        self._number = 1
-        self._buffer: list[tuple[float, str, str]] = []
-        #: Commits that could not be written, byte for byte as readers may have seen them.
-        self._unsaved = b""
+        self._state = _State(length, b"", 1, [])
         self._beat = 0
         self._beat_at: float | None = None
 
@@ -107,7 +116,7 @@ class Journal:
         return journal, history
 
     def _add(self, at: float, kind: str, body: str) -> None:
-        self._buffer.append((at, kind, body))
+        self._state.buffer.append((at, kind, body))
 
     def append(self, event: Event) -> None:
         """Buffer an event; it is durable after the next `commit`."""
@@ -117,7 +126,7 @@ class Journal:
     @property
     def dirty(self) -> bool:
         """Whether something is not on disk."""
-        return bool(self._buffer or self._unsaved)
+        return bool(self._state.buffer or self._state.unsaved)
 
     def commit(self) -> None:
         """Make everything buffered durable, as one unit.
@@ -131,15 +140,15 @@ class Journal:
             return
         # A retry repeats the same bytes at the same place, so that neither a torn half nor a reader who has
         # seen them already is in the way.
-        last = len(self._buffer) - 1
-        self._unsaved += b"".join(
-            line_of(self.epoch, self._number + index, *item, more=index < last)
-            for index, item in enumerate(self._buffer)
+        length, unsaved, number, buffer = self._state
+        last = len(buffer) - 1
+        data = unsaved + b"".join(
+            line_of(self.epoch, number + index, *item, more=index < last) for index, item in enumerate(buffer)
         )
-        self._number += len(self._buffer)
-        self._buffer.clear()
+        number += len(buffer)
+        self._state = _State(length, data, number, [])
         try:
-            self._effects.write_at(self._fd, self._unsaved, self._length, self._target)
+            self._effects.write_at(self._fd, data, length, self._target)
             self._effects.fsync(self._fd, self._target)
         except OSError as error:
             raise StateError(
@@ -147,8 +156,7 @@ class Journal:
                 where=self._target,
                 hint="free space or mend the permissions; until then nothing is started, and nothing is lost",
             ) from error
-        self._length += len(self._unsaved)
-        self._unsaved = b""
+        self._state = _State(length + len(data), b"", number, [])
         self._check_newest()
 
     def _check_newest(self) -> None:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -353,6 +354,48 @@ def test_a_full_disk_loses_and_doubles_nothing(faults):
         journal.commit()
         assert read(paths).events == appended
         assert seen + follower.new_events() == appended
+
+
+def interruptions(paths: SessionPaths, at: int) -> int:
+    """Commit twice with Ctrl-C at the `at`-th executed line, then go on; how many lines there were."""
+    count = 0
+
+    def trace(frame: FrameType, kind: str, _arg: object) -> object:
+        nonlocal count
+        if not frame.f_code.co_filename.endswith("journal.py"):
+            return None
+        if kind == "line":
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+        return trace
+
+    journal, _ = lead(paths)
+    before = sys.gettrace()
+    expected = [event(number) for number in range(4)]
+    for half in (expected[:2], expected[2:]):
+        for item in half:
+            journal.append(item)
+        sys.settrace(trace)
+        try:
+            journal.commit()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+    journal.close(1.0)
+    assert read(paths).events == expected
+    return count
+
+
+def test_ctrl_c_anywhere_in_a_commit_loses_and_doubles_nothing():
+    """Saying goodbye afterwards writes what is left."""
+    with session() as paths:
+        lines = interruptions(paths, 0)
+    assert lines > 20
+    for at in range(1, lines + 1):
+        with session() as paths:
+            interruptions(paths, at)
 
 
 def test_a_disk_that_is_full_at_the_start_is_an_error_and_then_forgotten(tmp_path):
@@ -735,7 +778,7 @@ def led_elsewhere(paths: SessionPaths) -> Journal:
     journal, _ = lead(paths)
     commit(journal, range(2))
     rewritten_header(paths, host="elsewhere", pid=77)
-    journal._length = segment(paths, 1).stat().st_size
+    journal._state = journal._state._replace(length=segment(paths, 1).stat().st_size)
     return journal
 
 
