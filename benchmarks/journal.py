@@ -2,7 +2,7 @@
 
     python benchmarks/journal.py [JOBS] [RECORDS]
 
-The reference parses the same lines with `json.loads` and nothing else: no checksum, no typed events, no order.
+The reference parses the same lines with `json.loads` alone: no checksum, no typed events, no order.
 """
 
 from __future__ import annotations
