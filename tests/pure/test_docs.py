@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -80,7 +79,7 @@ def test_every_command_can_be_typed(line: str) -> None:
     """The command exists and takes these options and so many arguments."""
     words = shlex.split(line, comments=True)[1:]
     group = typer.main.get_command(app)
-    with click.Context(group) as context:
+    with typer.Context(group) as context:
         command = group.get_command(context, words[0])  # type: ignore[attr-defined]
         assert command is not None, f"there is no command {words[0]}"
         command.make_context(words[0], [word for word in words[1:] if word != "…"])
