@@ -17,6 +17,7 @@ from typing import Any
 Job = Mapping[str, Any]
 
 SAVED = re.compile(r"^Checkpoint saved: (\S+)$", re.MULTILINE)
+LOSS = re.compile(r"^iteration .*\| loss (\S+) \|", re.MULTILINE)
 #: What ended the attempts before the last one, by the case of a point.
 INTERRUPTED = {"crashes-once": "crash", "stalls-once": "stall", "over-time": "timeout"}
 
@@ -40,6 +41,7 @@ def faults(jobs: Mapping[str, Job]) -> Iterator[str]:
         if case == "plain" and job["restarts"]:
             yield f"{name} was restarted {job['restarts']} times, for nothing"
         yield from conversion_faults(name, job)
+        yield from metric_faults(name, job)
 
 
 def mistyped_faults(job: Job) -> Iterator[str]:
@@ -64,6 +66,14 @@ def conversion_faults(name: str, job: Job) -> Iterator[str]:
                 f"{name}: {checkpoint} was saved {saved[checkpoint]} times "
                 f"and converted {converted[checkpoint]} times"
             )
+
+
+def metric_faults(name: str, job: Job) -> Iterator[str]:
+    """The last loss that is shown is the last one that was printed."""
+    printed = LOSS.findall(Path(job["log_path"]).read_text(errors="replace"))
+    shown = job["metrics"].get("loss")
+    if not printed or shown != float(printed[-1]):
+        yield f"{name}: the loss shown is {shown}, but the log ends with {printed[-1:]}"
 
 
 def saved_lines(job: Job) -> Iterator[str]:
