@@ -30,6 +30,7 @@ class CommandBackend(BaseBackend):
 
     config: CommandBackendConfig
     config_class = CommandBackendConfig
+    reads_parameters = False
 
     def build_launch_command(self, spec: BackendJobSpec) -> LaunchCommand:  # noqa: ARG002 - the config says it
         config = self.config

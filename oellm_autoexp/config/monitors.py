@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from compoconf import ConfigInterface, register
 
+from oellm_autoexp.config.schema import not_negative
 from oellm_autoexp.config.sockets import MonitorInterface
 
 
@@ -14,8 +15,10 @@ from oellm_autoexp.config.sockets import MonitorInterface
 class LogSignalConfig:
     """One rule: a pattern in a log, and what a match means. See `core.signals.SignalRule`.
 
-    `match`: "once", "every", or how many matches of an attempt count. `grace_seconds`: after this long a live
-    attempt with the signal's error mode is ended; null: the signal only explains the end.
+    `match`: "once", "every", or how many matches of an attempt count (null: once for a signal that only
+    names a mode, else every). `metrics`: named groups that go to the job's series (true: all of them);
+    `counter`: the group whose high-water mark is progress. `grace_seconds`: after this long a live attempt
+    with the signal's error mode is ended; null: the signal only explains the end.
     """
 
     pattern: str
@@ -27,10 +30,17 @@ class LogSignalConfig:
     files: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     extract_groups: dict[str, str] = field(default_factory=dict)
-    types: dict[str, str] = field(default_factory=dict)
+    types: dict[str, Literal["int", "float", "str"]] = field(default_factory=dict)
     metrics: bool | list[str] = field(default_factory=list)
     counter: str | None = None
     grace_seconds: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        not_negative(self)
+        if isinstance(self.match, str) and self.match not in ("once", "every"):
+            raise ValueError(f"match must be once, every or a number, got {self.match!r}")
+        if isinstance(self.match, int) and self.match < 1:
+            raise ValueError(f"match must be at least 1, got {self.match}")
 
 
 @dataclass(kw_only=True)
@@ -53,9 +63,7 @@ class SlurmLogMonitorConfig(ConfigInterface):
     log_signals: dict[str, LogSignalConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name.endswith("_seconds") and value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        not_negative(self)
 
 
 @register

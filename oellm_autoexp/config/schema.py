@@ -17,26 +17,64 @@ from oellm_autoexp.config.sockets import (
     SchedulerConfig,
 )
 
+#: Options of sbatch(1) that are text even where they look like a number.
+TEXT_OPTIONS = frozenset(
+    {"time", "time-min", "account", "partition", "qos", "reservation", "begin", "deadline", "constraint"}
+)
+#: Keys that hold a path: relative ones start at the file that they stand in.
+PATHS = (
+    ("project", "base_output_dir"),
+    ("project", "state_dir"),
+    ("slurm", "script_dir"),
+    ("slurm", "log_dir"),
+    ("slurm", "template_path"),
+    ("slurm", "env_file"),
+)
+#: Those of them that must exist.
+FILES = (("slurm", "template_path"), ("slurm", "env_file"))
+DEFAULT_BASE_OUTPUT_DIR = "./outputs"
+#: Error modes that are one key, though they hold a dot.
+FINER_MODES = ("crash.oom", "crash.nan", "crash.node_failure", "crash.config", "crash.lost")
+
+
+def option(name: str) -> str:
+    """An option as sbatch(1) spells it."""
+    return name.replace("_", "-")
+
 
 @dataclass(kw_only=True)
 class ProjectConfig:
-    """`confirm_gpu_hours`: a plan that may use more asks before it is submitted; null: never."""
+    """`base_output_dir` holds the jobs' directories, `state_dir` (null: in it) the session's journal.
+
+    `group`: a Unix group that may read the state. `confirm_gpu_hours`: a plan that may use more asks before
+    it is submitted; null: never. `resume` is accepted and has no effect: a session always goes on.
+    """
 
     name: str
-    base_output_dir: str = "./outputs"
+    base_output_dir: str = DEFAULT_BASE_OUTPUT_DIR
     state_dir: str | None = None
     group: str | None = None
     confirm_gpu_hours: float | None = 100.0
     resume: bool = True
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
+        if not self.name.strip() or "/" in self.name or not self.name.isprintable():
             raise ValueError(f"name must be a word that can be part of a path, got {self.name!r}")
+        if not self.base_output_dir:
+            raise ValueError("base_output_dir is empty: write `.` for the directory of the config")
+        if self.confirm_gpu_hours is not None and self.confirm_gpu_hours < 0:
+            raise ValueError(f"confirm_gpu_hours must not be negative, got {self.confirm_gpu_hours}")
 
 
 @dataclass(kw_only=True)
 class SlurmConfig:
-    """What a job asks of the scheduler and how its script looks."""
+    """What a job asks of the scheduler, and how its script looks.
+
+    `sbatch` and `srun` hold options by their long names (with `-` or `_`); `sbatch_overrides` win over
+    `sbatch`. `launcher_cmd` stands before the command; `launcher_env_passthrough` hands `environment` on to
+    it as `--env` options. `setup` are lines of shell before the command; `env_file` is read in the job.
+    `client: {class_name: …}` is an older way to write `scheduler: {class_name: …}`.
+    """
 
     template_path: str | None = None
     script_dir: str | None = None
@@ -56,20 +94,16 @@ class SlurmConfig:
     environment: dict[str, Any] = field(default_factory=dict)
     env_file: str | None = None
     export: str | None = None
-    client: dict[str, Any] = field(default_factory=dict)
+    client: Any = None
     test_only: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("time", "account", "partition"):
-            for section in (self.sbatch, self.sbatch_overrides):
-                value = section.get(name)
-                if value is not None and not isinstance(value, str):
-                    raise ValueError(f'sbatch.{name} must be text: write {name}: "{value}"')
 
 
 @dataclass(kw_only=True)
 class JobConfig:
-    """What gates and ends a job. A condition is the name of an entry of `conditions`, or written in place."""
+    """What gates and ends a job. A condition is the name of an entry of `conditions`, or written in place.
+
+    Each of these may be swept, with or without `job.` before it where no other section has the name.
+    """
 
     start_condition: Any = None
     cancel_condition: Any = None
@@ -79,6 +113,20 @@ class JobConfig:
     termination_string: str | None = None
     termination_command: str | None = None
     inactivity_threshold_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        not_negative(self)
+
+
+def not_negative(config: Any) -> None:
+    """Refuse negative times.
+
+    Raises:
+        ValueError: names the field.
+    """
+    for name, value in vars(config).items():
+        if name.endswith("_seconds") and value is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value:g}")
 
 
 @dataclass(kw_only=True)
@@ -128,8 +176,10 @@ class _Policies:
 
 
 @dataclass(kw_only=True)
-class _Condition:
-    entry: ConditionConfig
+class InPlace:
+    """A condition that was written in place."""
+
+    condition: ConditionConfig
 
 
 def parse_rules(config: Mapping[str, Any]) -> RulesConfig:
@@ -142,5 +192,5 @@ def parse_rules(config: Mapping[str, Any]) -> RulesConfig:
 
 def parse_condition(config: Mapping[str, Any]) -> Any:
     """A condition that was written in place."""
-    parsed: _Condition = parse_config(_Condition, {"entry": dict(config)}, strict_types=True)
-    return parsed.entry
+    parsed: InPlace = parse_config(InPlace, {"condition": dict(config)}, strict_types=True)
+    return parsed.condition

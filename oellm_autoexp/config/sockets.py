@@ -69,7 +69,13 @@ class LaunchCommand:
 
 @register_interface
 class BackendInterface(Plugin):
-    """What trains: turns a job into an argv and an environment."""
+    """What trains: turns a job into an argv and an environment.
+
+    `reads_parameters`: whether it looks at the parameters of a job. Where a backend does not, a variable of
+    the sweep that the config never refers to is refused as forgotten.
+    """
+
+    reads_parameters: bool = True
 
     def validate(self, spec: BackendJobSpec) -> None:
         """Refuse a job that cannot work.

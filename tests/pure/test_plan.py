@@ -90,7 +90,8 @@ def test_the_same_config_gives_the_same_plan(planned: Planned) -> None:
 
 def test_what_differs_between_attempts_is_not_in_the_script(planned: Planned) -> None:
     """The attempt's number reaches the command as a variable; people see its name."""
-    job = planned(backend={"command": ["train", "--try", "${job.attempt}", "${job.log_path}"]})[0]
+    command = ["train", "--try", "${job.attempt}", "${job.log_path}", "${lr}${seed}"]
+    job = planned(backend={"command": command})[0]
     assert '--try "$AUTOEXP_ATTEMPT"' in job.script
     assert job.spec.argv[2] == "${AUTOEXP_ATTEMPT}"
     assert job.spec.argv[3].endswith(".${AUTOEXP_ATTEMPT}.log")
