@@ -427,18 +427,19 @@ def monitor(session: SessionRef = None, as_json: AsJson = False) -> None:
 @app.command()
 def sessions(as_json: AsJson = False) -> None:
     """List the sessions of this user."""
+    from oellm_autoexp.core.layout import SessionPaths
     from oellm_autoexp.services import session as service
     from oellm_autoexp.services import views
 
     found = service.known_sessions()
     if as_json:
-        typer.echo(json.dumps({name: str(path) for name, path in found.items()}, indent=2))
+        rows = [{"name": entry.name, "state_dir": entry.state_dir, "gone": entry.gone} for entry in found]
+        typer.echo(json.dumps(rows, indent=2))
         return
-    from oellm_autoexp.core.layout import SessionPaths
-
-    for name, path in found.items():
-        states = views.counts(service.replay(SessionPaths(path)))
-        typer.echo(f"{name}  {', '.join(f'{n} {s}' for s, n in states.items())}  {path}")
+    for entry in found:
+        states = {} if entry.gone else views.counts(service.replay(SessionPaths(Path(entry.state_dir))))
+        shown = "gone" if entry.gone else ", ".join(f"{number} {state}" for state, number in states.items())
+        typer.echo(f"{entry.name}  {shown}  {entry.state_dir}")
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from oellm_autoexp.services import plugins
 from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
 from oellm_autoexp.store import inbox, journal
 from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.store.registry import Entry, Registry
 
 #: How long a command waits for a leader's answer.
 ANSWER_S = 60.0
@@ -47,32 +46,9 @@ def replay(paths: SessionPaths) -> Session:
 # ---------------------------------------------------------------- names
 
 
-def registry() -> Path:
-    """Where sessions of this user are known by name."""
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(home) / "oellm-autoexp" / "sessions"
-
-
-def remember(paths: SessionPaths, project: str) -> None:
-    """Make a session known by its project's name; a home that cannot be written is no reason to fail."""
-    try:
-        registry().mkdir(parents=True, exist_ok=True)
-        (registry() / f"{project}.json").write_text(json.dumps({"state_dir": str(paths.state_dir)}))
-    except OSError:
-        return
-
-
-def known_sessions() -> dict[str, Path]:
-    """The sessions of this user whose state directory still exists."""
-    found = {}
-    for path in sorted(registry().glob("*.json")):
-        try:
-            state_dir = Path(json.loads(path.read_text())["state_dir"])
-        except (OSError, ValueError, KeyError):
-            continue
-        if state_dir.is_dir():
-            found[path.stem] = state_dir
-    return found
+def known_sessions() -> list[Entry]:
+    """The sessions of this user, oldest first."""
+    return Registry().list_all()
 
 
 def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
@@ -83,27 +59,28 @@ def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
     Raises:
         UsageError: there is none, or it cannot be told which.
     """
-    known = known_sessions()
+    known = [entry for entry in known_sessions() if not entry.gone]
+    names = [entry.name for entry in known]
     if reference is None:
         here = Path("outputs") / STATE_DIR_NAME
         if here.is_dir():
             return SessionPaths(here.resolve())
         if len(known) == 1:
-            return SessionPaths(next(iter(known.values())))
-        names = ", ".join(known) or "none is known"
-        raise UsageError("which session?", hint=f"name one: {names}")
+            return SessionPaths(Path(known[0].state_dir))
+        raise UsageError("which session?", hint=f"name one: {', '.join(names) or 'none is known'}")
     path = Path(reference)
     for candidate in (path, path / STATE_DIR_NAME):
         if (candidate / "monitor").is_dir():
             return SessionPaths(candidate.resolve())
-    if reference in known:
-        return SessionPaths(known[reference])
+    named = Registry().find(reference)
+    if named is not None and not named.gone:
+        return SessionPaths(Path(named.state_dir))
     if path.suffix in (".yaml", ".yml"):
         paths = SessionPaths(load(reference))
         if paths.journal.is_dir():
             return paths
         raise UsageError("nothing has been submitted from this config yet", where=reference)
-    hint = did_you_mean(reference, list(known)) or "`oellm-autoexp sessions` lists them"
+    hint = did_you_mean(reference, names) or "`oellm-autoexp sessions` lists them"
     raise UsageError(f"there is no session {reference!r}", hint=hint)
 
 
@@ -245,7 +222,14 @@ def submit(
         hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
         raise ConfigError(*faults, Fault(what="nothing was submitted", hint=hint))
     write(result, effects)
-    remember(paths, loaded.project)
+    entry = Entry(
+        name=loaded.project,
+        state_dir=str(paths.state_dir),
+        project=loaded.project,
+        config_ref=str(loaded.source.get("config", "")),
+        created=now,
+    )
+    Registry().register(effects, entry)
     if journal.leader_alive(paths) is not None:
         events: list[ev.Event] = [
             opened,
@@ -284,28 +268,46 @@ def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bo
         StateError: a leader exists and does not answer.
     """
     clock, effects = RealClock(), Effects()
-    if journal.leader_alive(paths) is None:
-        loop = lead(paths, effects=effects, clock=clock)
-        try:
-            answer = loop.obey(verb, args, clock.now())
-            loop.tick()
-        finally:
-            loop.close()
-        return answer
-    follower = journal.Follower(paths)
-    follower.new_events()
-    identity = inbox.drop(paths, effects, verb, args, now=clock.now())
-    give_up = clock.monotonic() + ANSWER_S
-    while clock.monotonic() < give_up:
-        for event in follower.new_events():
-            if isinstance(event, ev.CommandAnswered) and event.command == identity:
-                return event.ok, event.text
-        clock.wait(0.1)
-    raise StateError(
-        f"the leader did not answer within {ANSWER_S:.0f} s",
-        where=str(paths.state_dir),
-        hint="the command stays in its inbox and is carried out when it is able to",
-    )
+    if journal.leader_alive(paths) is not None:
+        follower = journal.Follower(paths)
+        follower.new_events()
+        identity = inbox.drop(paths, effects, verb, args, now=clock.now())
+        answer = inbox.await_answer(
+            identity,
+            follower,
+            monotonic=clock.monotonic,
+            wait=clock.wait,
+            timeout_s=ANSWER_S,
+            still_led=lambda: journal.leader_alive(paths) is not None,
+        )
+        if answer is not None:
+            return answer.ok, answer.text
+        if journal.leader_alive(paths) is not None:
+            raise StateError(
+                f"the leader did not answer within {ANSWER_S:.0f} s",
+                where=str(paths.state_dir),
+                hint="the command stays in its inbox and is carried out when it is able to",
+            )
+        return _led_command(paths, effects, clock, identity)
+    return _led_command(paths, effects, clock, inbox.drop(paths, effects, verb, args, now=clock.now()))
+
+
+def _led_command(paths: SessionPaths, effects: Effects, clock: Clock, identity: str) -> tuple[bool, str]:
+    """Lead for one tick, which takes the command from the inbox like any leader, and find its answer."""
+    answers: list[ev.CommandAnswered] = []
+
+    def hear(event: ev.Event) -> None:
+        if isinstance(event, ev.CommandAnswered) and event.command == identity:
+            answers.append(event)
+
+    loop = lead(paths, effects=effects, clock=clock, watch=Watch(on_event=hear))
+    try:
+        loop.tick()
+    finally:
+        loop.close()
+    if not answers:
+        raise StateError("the command could not be carried out", where=str(paths.state_dir))
+    return answers[0].ok, answers[0].text
 
 
 def exit_code(session: Session) -> int:
