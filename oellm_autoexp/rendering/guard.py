@@ -41,11 +41,11 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def say(text):
+    # Not sys.stderr: where the log is on a full disk, what it holds back would change the exit status (120).
     try:
-        sys.stderr.write("autoexp guard: %s\n" % text)
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # the log is on the full disk, too
+        os.write(2, ("autoexp guard: %s\n" % text).encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass
 
 
 def reason(error):

@@ -280,6 +280,9 @@ class LocalScheduler(SchedulerInterface):
             return SchedulerFact(
                 state=SchedulerState.RUNNING, started_at=record.submitted_at, nodes=record.host
             )
+        if record.pid in self._children:
+            # It ended since the look at all children: its status must be known before a verdict.
+            self._reap()
         # The exit record is written before the guard ends; whoever sees the guard dead sees the record.
         ended = guard_files.read_exit(Path(record.attempt_dir)) if record.claimed else None
         if ended is not None:
@@ -355,7 +358,8 @@ class LocalScheduler(SchedulerInterface):
     def _left_behind(record: _Record) -> list[tuple[int, str]]:
         start = guard_files.read_start(Path(record.attempt_dir))
         ours = start is not None and start.scheduler_id == record.id and start.boot_id == record.boot_id
-        return processes.of_attempt(record.id, start.pgid if start is not None and ours else None)
+        group = (record.pid, start.pgid) if start is not None and ours else None
+        return processes.of_attempt(record.attempt_dir, record.id, group)
 
     def _kill_all(self, left: Iterable[tuple[int, str]]) -> None:
         for pid, start in left:

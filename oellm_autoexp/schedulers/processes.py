@@ -14,11 +14,12 @@ from oellm_autoexp.store.journal import process_start
 
 
 def argv(pid: int) -> list[bytes]:
-    """The arguments a process was started with; empty when it has ended."""
+    """The arguments a process was started with; empty when it ends or has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        text = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return []
+    return text.split(b"\0") if text else []
 
 
 def wait_for_end(pid: int, at_most_s: float) -> None:
@@ -52,28 +53,29 @@ def send(effects: Effects, pid: int, start: str, number: signal.Signals) -> None
         os.close(handle)
 
 
-def of_attempt(identity: str, group: int | None) -> list[tuple[int, str]]:
+def of_attempt(attempt_dir: str, identity: str, group: tuple[int, int] | None) -> list[tuple[int, str]]:
     """Live processes of an attempt, with their start times.
 
-    They are known by their process group, and by the attempt's id in their environment, which those have
-    that went into a session of their own (workers of torchrun, for one).
+    They are known by (session id, process group id), of which one alone might be in use again, and by their
+    environment, for those that went into a session of their own (workers of torchrun, for one): the
+    directory tells attempts of different sessions of ours apart, the id those that shared a directory.
     """
-    mark = f"AUTOEXP_SCHEDULER_ID={identity}".encode()
+    marks = {f"AUTOEXP_ATTEMPT_DIR={attempt_dir}".encode(), f"AUTOEXP_SCHEDULER_ID={identity}".encode()}
     found = []
     with os.scandir("/proc") as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
     for pid in pids:
         since = process_start(pid) if pid != os.getpid() else None
-        if since is not None and (_group(pid) == group or mark in _environ(pid)):
+        if since is not None and (_group(pid) == group or marks.issubset(_environ(pid))):
             found.append((pid, since))
     return found
 
 
-def _group(pid: int) -> int:
+def _group(pid: int) -> tuple[int, int]:
     try:
-        return os.getpgid(pid)
+        return os.getsid(pid), os.getpgid(pid)
     except OSError:
-        return -1
+        return -1, -1
 
 
 def _environ(pid: int) -> list[bytes]:

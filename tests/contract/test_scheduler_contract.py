@@ -1,0 +1,223 @@
+"""What every scheduler must do, whichever it is: submit under a token, be asked, be found again, cancel."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schedulers
+from schedulers import BENCHES, HOLD, Bench
+
+from oellm_autoexp.core.model import SchedulerRef, SchedulerState
+from oellm_autoexp.errors import SubmitRejected
+
+
+@pytest.fixture(params=BENCHES)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def bench(kind: str, tmp_path: Path) -> Iterator[Bench]:
+    made = BENCHES[kind](tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def running(bench: Bench) -> Bench:
+    if not bench.runs_commands:
+        pytest.skip("it does not run commands")
+    return bench
+
+
+# ---------------------------------------------------------------- render
+
+
+def test_rendering_is_pure_and_gives_a_script_that_a_shell_can_read(bench: Bench) -> None:
+    """Equal requests give equal bytes, and bash finds no fault in them."""
+    request = bench.request("it's", "echo \"$HOME\" 'x y'\n", NAME="a 'b' $c \n d")
+    script = bench.scheduler.render(request)
+    assert script == bench.scheduler.render(request) == bench.make().render(request)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+# ---------------------------------------------------------------- submit
+
+
+def test_one_task_runs_once_and_completes(bench: Bench) -> None:
+    """A submission of one gives one reference, which carries its token and ends as completed."""
+    (ref,) = bench.submit("tok", bench.task("one", "true"))
+    assert (ref.token, ref.task, ref.cluster) == ("tok", 0, bench.scheduler.cluster)
+    assert bench.ended(ref).state is SchedulerState.COMPLETED
+    if bench.runs_commands:
+        assert bench.ran == ["one"]
+
+
+def test_an_array_gives_a_reference_for_each_task_in_order(bench: Bench) -> None:
+    """Tasks of one submission run as themselves, each once; one poll tells of all."""
+    if bench.scheduler.capabilities.max_array_size < 4:
+        pytest.skip("it has no arrays")
+    refs = bench.submit("tok", *(bench.task(f"t{index}", f"exit {index}") for index in range(4)))
+    assert [ref.task for ref in refs] == [0, 1, 2, 3]
+    assert len({ref.id for ref in refs}) == 4
+    bench.until(lambda: all(f.state.ended for f in bench.scheduler.poll(refs).values()), "all have ended")
+    if bench.runs_commands:
+        facts = bench.scheduler.poll(refs)
+        assert [facts[ref].exit_code for ref in refs] == [0, 1, 2, 3]
+        assert bench.ran == ["t0", "t1", "t2", "t3"]
+
+
+def test_more_tasks_than_an_array_may_have_are_refused(bench: Bench) -> None:
+    """Too large an array is refused for good, and nothing of it runs."""
+    task = bench.task("one", "true")
+    with pytest.raises(SubmitRejected):
+        bench.submit("tok", *[task] * (bench.scheduler.capabilities.max_array_size + 1))
+    assert bench.scheduler.find(["tok"]) == {}
+
+
+# ---------------------------------------------------------------- find
+
+
+def test_a_submission_is_found_by_its_token(bench: Bench) -> None:
+    """The same references as `submit` gave; a token that was never submitted is absent."""
+    refs = bench.submit("tok", bench.task("one", HOLD))
+    other = bench.submit("other", bench.task("two", HOLD))
+    assert bench.scheduler.find(["tok", "none", "other"]) == {"tok": refs, "other": other}
+    assert bench.scheduler.find([]) == {}
+
+
+def test_a_submission_is_found_by_the_next_daemon(bench: Bench) -> None:
+    """Alive or ended, it is known to one that has only the scheduler to ask."""
+    refs = bench.submit("tok", bench.task("one", "true"))
+    assert bench.make().find(["tok"]) == {"tok": refs}
+    bench.ended(refs[0])
+    again = bench.make()
+    assert again.find(["tok"]) == {"tok": refs}
+    assert again.poll(refs)[refs[0]].state is SchedulerState.COMPLETED
+
+
+# ---------------------------------------------------------------- poll
+
+
+def test_every_reference_has_an_answer(bench: Bench) -> None:
+    """Running, ended and unknown ones together; what the scheduler does not know is gone."""
+    (alive,) = bench.submit("a", bench.task("alive", HOLD))
+    (over,) = bench.submit("b", bench.task("over", "true"))
+    bench.ended(over)
+    bench.until(lambda: bench.fact(alive).state is SchedulerState.RUNNING, "it runs")
+    unknown = SchedulerRef(id="nothing.0", cluster=bench.scheduler.cluster, token="nothing")
+    facts = bench.scheduler.poll([unknown, over, alive])
+    assert facts.keys() == {unknown, over, alive}
+    assert [facts[ref].state for ref in (alive, over, unknown)] == [
+        SchedulerState.RUNNING,
+        SchedulerState.COMPLETED,
+        SchedulerState.GONE,
+    ]
+    assert facts[alive].started_at is not None
+    assert bench.scheduler.poll([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("exit 3", 3), ("exit 255", 255), ("kill -KILL $$", 137), ("no-such-program", 127)]
+)
+def test_the_way_a_command_ended_comes_through(running: Bench, command: str, code: int) -> None:
+    """Exit codes and signals are told as a shell would (128 + signal)."""
+    (ref,) = running.submit("tok", running.task("one", command))
+    fact = running.ended(ref)
+    assert fact.state is SchedulerState.FAILED
+    assert code == (128 + fact.signal if fact.signal else fact.exit_code)
+
+
+def test_output_and_environment_arrive(running: Bench) -> None:
+    """Both streams go to the task's log; the command sees the variables of the task, and its token."""
+    command = 'echo "out $AUTOEXP_ATTEMPT $AUTOEXP_TOKEN"; echo err >&2; echo "$WORDS"'
+    task = running.task("one", command, {"AUTOEXP_ATTEMPT": "7", "WORDS": "it's \n ü $x"})
+    running.ended(running.submit("tok", task)[0])
+    assert running.log(task) == "out 7 tok\nerr\nit's \n ü $x\n"
+
+
+# ---------------------------------------------------------------- cancel, update
+
+
+def test_a_cancelled_attempt_ends(bench: Bench) -> None:
+    """`cancel` asks; the end is seen by `poll`, and it is no success."""
+    task = bench.task("one", HOLD)
+    (ref,) = bench.submit("tok", task)
+    if bench.runs_commands:
+        bench.running(task)
+    bench.scheduler.cancel([ref])
+    fact = bench.ended(ref)
+    assert fact.state not in (SchedulerState.COMPLETED, SchedulerState.GONE)
+
+
+def test_cancelling_at_once_is_as_good(bench: Bench) -> None:
+    """An attempt that has hardly begun can be cancelled, too."""
+    (ref,) = bench.submit("tok", bench.task("one", HOLD))
+    bench.scheduler.cancel([ref])
+    assert bench.ended(ref).state is not SchedulerState.COMPLETED
+
+
+def test_cancelling_what_is_over_or_unknown_does_nothing(bench: Bench) -> None:
+    """No error, and the verdict stays."""
+    (ref,) = bench.submit("tok", bench.task("one", "true"))
+    before = bench.ended(ref)
+    bench.scheduler.cancel([ref, SchedulerRef(id="nothing.0", cluster=ref.cluster, token="nothing")])
+    bench.scheduler.cancel([])
+    assert bench.fact(ref) == before
+
+
+# ---------------------------------------------------------------- the submitter dies
+
+
+def submit_and_die(kind: str, root: Path, count: int, last: int) -> int:
+    """Submit in a process of its own that dies at effect step `last`; its exit status."""
+    argv = [sys.executable, schedulers.__file__, kind, str(root), str(count), str(last)]
+    return subprocess.run(argv, check=False, timeout=60).returncode
+
+
+def test_jobs_outlive_their_submitter(kind: str, tmp_path: Path) -> None:
+    """A submission whose process has ended is found, runs on, and is told about."""
+    bench = BENCHES[kind](tmp_path)
+    if not bench.runs_commands:
+        pytest.skip("it does not run commands")
+    assert submit_and_die(kind, tmp_path, 1, 10**6) == 0
+    (ref,) = bench.scheduler.find(["tok"])["tok"]
+    assert bench.ended(ref).state is SchedulerState.COMPLETED
+    assert bench.ran == ["t0"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_submitter_that_dies_at_any_step_leaves_all_or_tells_what_is_missing(
+    kind: str, tmp_path: Path, count: int
+) -> None:
+    """Whatever step of `submit` is the last: look it up, submit what is absent, and each ran exactly once."""
+    if not BENCHES[kind].runs_commands:
+        pytest.skip("it does not run commands")
+    names = [f"t{index}" for index in range(count)]
+    seen = set()
+    for last in itertools.count():
+        root = tmp_path / str(last)
+        root.mkdir()
+        died = submit_and_die(kind, root, count, last) != 0
+        bench = BENCHES[kind](root)
+        found = bench.scheduler.find(["tok"]).get("tok", [])
+        seen.add(len(found))
+        refs = found
+        if len(found) < count:
+            refs = bench.submit("tok", *(bench.task(name, "true") for name in names))
+        assert [ref.task for ref in refs] == list(range(count))
+        again = bench.make().find(["tok"])
+        assert again == {"tok": refs}, f"died at step {last}, {found=}, {bench.left}"
+        facts = [bench.ended(ref) for ref in refs]
+        states = {fact.state for fact in facts}
+        assert states == {SchedulerState.COMPLETED}, f"died at step {last}, {found=}, {facts}, {bench.left}"
+        assert bench.ran == names, f"died at step {last}"
+        if not died:
+            break
+    assert seen >= {0, count}
