@@ -1,0 +1,395 @@
+"""Every mistake in a config is one clear message: file, line, key, and what to write instead."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from oellm_autoexp.config import compose
+from oellm_autoexp.errors import ConfigError, Fault
+from oellm_autoexp.services import plugins
+
+BASE = """\
+project: {name: tiny}
+backend: {class_name: CommandBackend, command: [python, train.py, "${lr}"]}
+sweep: {axes: {lr: [0.1, 0.2]}}
+"""
+
+
+def load(tmp_path: Path, text: str, overrides: Sequence[str] = ()) -> compose.Composed:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(textwrap.dedent(text))
+    return compose.load(
+        str(path), overrides=overrides, load_plugins=plugins.load, cwd=tmp_path, config_dir=None
+    )
+
+
+def faults(tmp_path: Path, text: str, overrides: Sequence[str] = ()) -> Sequence[Fault]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.faults
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """`text` is appended to BASE unless `whole`; `key`, `line` and `says` must be in the only fault."""
+
+    name: str
+    text: str
+    key: str
+    line: int
+    says: str
+    whole: bool = False
+    overrides: Sequence[str] = field(default_factory=tuple)
+
+
+MISTAKES = [
+    # unknown keys
+    Mistake("unknown section", "slrum: {array: true}", "slrum", 4, "did you mean `slurm`?"),
+    Mistake("unknown key", "slurm:\n  arry: true", "slurm.arry", 5, "did you mean `array`?"),
+    Mistake(
+        "unknown key of a plug-in",
+        "restart_policies:\n  crash:\n    class_name: AlwaysRestartPolicy\n    max_retry: 2",
+        "restart_policies.crash.max_retry",
+        7,
+        "did you mean `max_retries`?",
+    ),
+    Mistake(
+        "unknown key of a signal",
+        "monitoring:\n  log_signals:\n    a: {patern: x, mode: crash}",
+        "monitoring.log_signals.a.patern",
+        6,
+        "did you mean `pattern`?",
+    ),
+    Mistake(
+        "unknown key of a sweep",
+        "project: {name: t}\nsweep:\n  axis: {lr: [1]}",
+        "sweep.axis",
+        3,
+        "did you mean `axes`?",
+        whole=True,
+    ),
+    Mistake(
+        "unknown key in a restart group",
+        "restart:\n  policy: {}",
+        "restart.policy",
+        5,
+        "did you mean `policies`?",
+    ),
+    # wrong types
+    Mistake("a number for text", "slurm: {setup: [1]}", "slurm.setup.0", 4, 'write it in quotes: "1"'),
+    Mistake("text for a boolean", "slurm:\n  array: yes", "slurm.array", 5, "write `true`"),
+    Mistake("text for a list", "slurm:\n  setup: module load x", "slurm.setup", 5, "write `[module load x]`"),
+    Mistake(
+        "a list for a mapping", "slurm:\n  sbatch: [a]", "slurm.sbatch", 5, "must be a mapping, not a list"
+    ),
+    Mistake("text for a section", "slurm: lumi", "slurm", 4, "must be a mapping, not text"),
+    Mistake(
+        "text for a whole number",
+        "restart_policies:\n  crash: {class_name: AlwaysRestartPolicy, max_retries: '2'}",
+        "restart_policies.crash.max_retries",
+        5,
+        "write it without quotes",
+    ),
+    Mistake(
+        "a fraction for a whole number",
+        "scheduler: {max_jobs: 1.5}",
+        "scheduler.max_jobs",
+        4,
+        "must be a whole number",
+        overrides=["scheduler.class_name=local"],
+    ),
+    Mistake(
+        "one of several",
+        "monitoring: {log_signals: {a: {pattern: x, mode: crash, pattern_type: substr}}}",
+        "monitoring.log_signals.a.pattern_type",
+        4,
+        "did you mean `substring`?",
+    ),
+    # class names
+    Mistake(
+        "unknown class",
+        "restart_policies:\n  crash: {class_name: AlwaysRestart}",
+        "restart_policies.crash.class_name",
+        5,
+        "did you mean `AlwaysRestartPolicy`?",
+    ),
+    Mistake(
+        "no class",
+        "restart_policies:\n  crash: {max_retries: 1}",
+        "restart_policies.crash",
+        5,
+        "NoRestartPolicy",
+    ),
+    Mistake(
+        "unknown scheduler",
+        "scheduler:\n  class_name: locl",
+        "scheduler.class_name",
+        5,
+        "did you mean `local`?",
+    ),
+    Mistake(
+        "no class within a condition",
+        "conditions:\n  both:\n    class_name: AllCondition\n    conditions:\n      - {path: /x}",
+        "conditions.both.conditions.0",
+        8,
+        "FileExistsCondition",
+    ),
+    Mistake(
+        "backend without a class",
+        "project: {name: t}\nbackend: {command: [x]}",
+        "backend",
+        2,
+        "CommandBackend, NullBackend",
+        whole=True,
+    ),
+    # references
+    Mistake(
+        "missing environment variable",
+        "slurm:\n  environment: {A: '${oc.env:AUTOEXP_NOT_SET}'}",
+        "slurm.environment.A",
+        5,
+        "export AUTOEXP_NOT_SET=",
+    ),
+    Mistake(
+        "a reference to nothing",
+        "metadata: {x: '${slurm.arry}'}\nslurm: {array: true}",
+        "metadata.x",
+        4,
+        "did you mean `slurm.array`?",
+    ),
+    Mistake("a shell variable", "slurm: {setup: ['cd ${HOME}/x']}", "slurm.setup.0", 4, "${oc.env:HOME}"),
+    Mistake("a broken reference", "metadata: {x: '${a'}", "metadata.x", 4, "broken `${…}`"),
+    Mistake("must be set", "slurm:\n  sbatch: {account: '???'}", "slurm.sbatch.account", 5, "must be set"),
+    Mistake(
+        "a variable that nothing reads",
+        "sweep:\n  axes:\n    lr: [0.1]\n    seed: [1]\nproject: {name: t}\n"
+        "backend: {class_name: CommandBackend, command: [a, '${lr}']}",
+        "sweep.axes.seed",
+        4,
+        "${seed}",
+        whole=True,
+    ),
+    Mistake(
+        "a swept project",
+        "project: {name: t}\nsweep:\n  axes:\n    project.name: [a, b]",
+        "sweep.axes.project.name",
+        4,
+        "must be the same for every point",
+        whole=True,
+    ),
+    # impossible values
+    Mistake(
+        "a negative threshold",
+        "monitoring:\n  inactivity_threshold_seconds: -1",
+        "monitoring.inactivity_threshold_seconds",
+        5,
+        "must not be negative",
+    ),
+    Mistake("a name with a slash", "project:\n  name: a/b", "project.name", 2, "part of a path", whole=True),
+    Mistake(
+        "no time to wait",
+        "actions:\n  convert: {command: x, timeout_seconds: 0}",
+        "actions.convert.timeout_seconds",
+        5,
+        "must be positive",
+    ),
+    Mistake(
+        "an impossible value of a point",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\nscheduler: {class_name: local}\n"
+        "sweep:\n  axes:\n    monitoring.inactivity_threshold_seconds: [-5]",
+        "sweep.axes.monitoring.inactivity_threshold_seconds",
+        6,
+        "must not be negative",
+        whole=True,
+    ),
+    Mistake("no project", "metadata: {a: 1}", "project", 0, "base_output_dir", whole=True),
+    Mistake(
+        "filters that leave nothing",
+        "project: {name: t}\nsweep:\n  axes: {lr: [1]}\n  filter: lr > 1",
+        "sweep",
+        2,
+        "leave no point",
+        whole=True,
+    ),
+    Mistake(
+        "a filter that names nothing",
+        "project: {name: t}\nsweep:\n  axes: {lr: [1]}\n  filter: l > 1",
+        "sweep.filter",
+        4,
+        "lr",
+        whole=True,
+    ),
+    Mistake(
+        "a name template that names nothing",
+        "project: {name: t}\nsweep:\n  axes: {lr: [1]}\n  name_template: 'x{l}'",
+        "sweep.name_template",
+        4,
+        "did you mean `lr`?",
+        whole=True,
+    ),
+    # files
+    Mistake(
+        "a missing template",
+        "slurm:\n  template_path: ./x.sh.j2",
+        "slurm.template_path",
+        5,
+        "there is no such file",
+    ),
+    Mistake("a missing env_file", "slurm:\n  env_file: secrets.env", "slurm.env_file", 5, "secrets.env"),
+    Mistake("a missing plug-in", "plugins:\n  - ./mine.py", "plugins.0", 5, "no such file"),
+    Mistake("plug-ins that are no list", "plugins: ./mine.py", "plugins", 4, "must be a list"),
+    # patterns
+    Mistake(
+        "a pattern that does not compile",
+        "monitoring:\n  log_signals:\n    a:\n      pattern: 'x(?P<a'\n      mode: crash",
+        "monitoring.log_signals.a.pattern",
+        7,
+        "does not compile",
+    ),
+    Mistake(
+        "a pattern that matches every line",
+        "monitoring: {log_signals: {a: {pattern: 'x*', mode: crash}}}",
+        "monitoring.log_signals.a.pattern",
+        4,
+        "every line",
+    ),
+    Mistake("a bad escape", 'monitoring: {log_signals: {a: {pattern: "\\S"}}}', "", 4, "single quotes"),
+    Mistake(
+        "a backspace in a pattern",
+        'monitoring: {log_signals: {a: {pattern: "\\bnan", mode: crash}}}',
+        "monitoring.log_signals.a.pattern",
+        4,
+        "single quotes",
+    ),
+    Mistake(
+        "a group that a pattern lacks",
+        "monitoring: {log_signals: {a: {pattern: 'x(?P<step>1)', counter: stp}}}",
+        "monitoring.log_signals.a",
+        4,
+        "did you mean `step`?",
+    ),
+    Mistake(
+        "a signal without effect",
+        "monitoring: {log_signals: {a: {pattern: x}}}",
+        "monitoring.log_signals.a",
+        4,
+        "`action`, a `mode`",
+    ),
+    # modes and actions
+    Mistake(
+        "an unknown mode of a signal",
+        "monitoring: {log_signals: {a: {pattern: x, mode: crsh.oom}}}",
+        "monitoring.log_signals.a.mode",
+        4,
+        "did you mean `crash`?",
+    ),
+    Mistake(
+        "an unknown mode of a policy",
+        "restart_policies:\n  tmeout: {class_name: NoRestartPolicy}",
+        "restart_policies.tmeout",
+        5,
+        "did you mean `timeout`?",
+    ),
+    Mistake(
+        "an unknown action",
+        "monitoring: {log_signals: {a: {pattern: x, action: convrt}}}\nactions: {convert: {command: x}}",
+        "monitoring.log_signals.a.action",
+        4,
+        "did you mean `convert`?",
+    ),
+    Mistake(
+        "a field that no signal provides",
+        "monitoring: {log_signals: {a: {pattern: 'x(?P<path>y)', action: convert}}}\n"
+        "actions:\n  convert:\n    command: 'convert {pth}'",
+        "actions.convert.command",
+        7,
+        "did you mean `path`?",
+    ),
+    Mistake("an unknown condition", "job:\n  start_condition: redy", "job.start_condition", 5, "redy"),
+    Mistake(
+        "a condition in place without a class",
+        "job:\n  start_condition: {path: /x}",
+        "job.start_condition",
+        5,
+        "FileExistsCondition",
+    ),
+    # YAML
+    Mistake(
+        "a bare time", "slurm:\n  sbatch:\n    time: 24:00:00", "slurm.sbatch.time", 6, 'time: "24:00:00"'
+    ),
+    Mistake(
+        "a bare account", "slurm:\n  sbatch: {account: 0123}", "slurm.sbatch.account", 5, 'account: "0123"'
+    ),
+    Mistake(
+        "a number for a partition", "slurm: {sbatch: {partition: 7}}", "slurm.sbatch.partition", 4, '"7"'
+    ),
+    Mistake(
+        "a bare time in a sweep",
+        "project: {name: t}\nsweep:\n  axes:\n    slurm.sbatch.time: [1:00:00]",
+        "sweep.axes.slurm.sbatch.time.0",
+        4,
+        "in quotes|must be text",
+        whole=True,
+    ),
+    Mistake(
+        "an option in two spellings",
+        "slurm:\n  sbatch: {gpus-per-node: 1, gpus_per_node: 2}",
+        "slurm.sbatch.gpus_per_node",
+        5,
+        "the same option",
+    ),
+    Mistake(
+        "a key twice", "slurm: {array: true}\nslurm: {}", "", 5, "`slurm` stands twice (first in line 4)"
+    ),
+    Mistake("a key that is no text", "metadata: {1: a}", "", 4, 'write "1": in quotes'),
+    Mistake("a number without end", "metadata: {a: 1e400}", "", 4, "quote it"),
+    Mistake(
+        "a reference without quotes", "metadata: {a: [python, ${lr}]}", "", 4, 'write "${lr}" with quotes'
+    ),
+    Mistake("a tab", "slurm:\n\tarray: true", "", 5, "spaces"),
+    Mistake("an entry without a name", "actions:\n  - command: x", "actions.0", 5, "name"),
+    Mistake(
+        "two entries of one name",
+        "actions:\n  - {name: a, command: x}\n  - {name: a, command: y}",
+        "actions.1",
+        6,
+        "`a` stands twice",
+    ),
+    Mistake(
+        "a mistake within a list form",
+        "monitoring:\n  log_signals:\n    - name: a\n      pattern: x\n      mode: stall\n    - name: b\n      pattern: '('\n"
+        "      mode: crash",
+        "monitoring.log_signals.b.pattern",
+        10,
+        "does not compile",
+    ),
+    Mistake("a list for a config", "- a", "", 1, "must be a mapping", whole=True),
+    Mistake(
+        "an unknown option of a group",
+        "defaults: [{slurm: lummi}, _self_]",
+        "defaults",
+        4,
+        "did you mean `lumi`?",
+    ),
+    Mistake("an unknown group", "defaults:\n  - clusters: lumi\n  - _self_", "defaults", 5, "clusters"),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_one_clear_message(tmp_path: Path, mistake: Mistake) -> None:
+    """One fault with file, line, key and the repair; nothing is written."""
+    text = mistake.text if mistake.whole else BASE + mistake.text
+    found = faults(tmp_path, text + "\n", mistake.overrides)
+    assert len(found) == 1, "\n".join(map(str, found))
+    fault = found[0]
+    assert fault.key.startswith(mistake.key), fault
+    assert fault.line == mistake.line, fault
+    assert fault.file == str(tmp_path / "sweep.yaml")
+    assert any(part in str(fault) for part in mistake.says.split("|")), fault
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
