@@ -363,8 +363,8 @@ MISTAKES = [
     ),
     Mistake(
         "a mistake within a list form",
-        "monitoring:\n  log_signals:\n    - name: a\n      pattern: x\n      mode: stall\n    - name: b\n      pattern: '('\n"
-        "      mode: crash",
+        "monitoring:\n  log_signals:\n    - name: a\n      pattern: x\n      mode: stall\n"
+        "    - name: b\n      pattern: '('\n      mode: crash",
         "monitoring.log_signals.b.pattern",
         10,
         "does not compile",
