@@ -22,7 +22,7 @@ class LogSignalConfig:
     """
 
     pattern: str
-    pattern_type: Literal["regex", "substring"] = "regex"
+    pattern_type: Literal["regex", "substring", "report"] = "regex"
     action: str | list[str] | None = None
     mode: str | None = None
     match: str | int | None = None

@@ -1,35 +1,53 @@
-"""What counts as a fact in a log: signal rules, the `@autoexp` line, error lines. Pure text.
+"""What counts as a fact in a log: signal rules, and what programs report with `@autoexp`. Pure text.
 
-Any program may print a line `@autoexp {json}` to report, whatever its training framework:
+Any program may print a line that holds `@autoexp` and one JSON object, whatever its training framework:
 
     @autoexp {"metrics": {"loss": 2.31, "lr": 0.001}}
     @autoexp {"progress": {"iteration": 1200}}
-    @autoexp {"checkpoint": "/path/of/a/complete/checkpoint"}
+    @autoexp {"checkpoint": "/path/of/a/complete/checkpoint", "step": 1200}
+    @autoexp {"signal": "evaluated", "score": 0.71}
 
-The keys may stand in one line together. Where no JSON object follows, it is an ordinary line.
+- `metrics` (name → number, text or boolean) go to the job's series.
+- `progress` (counter → number): a new high-water mark of a counter is progress.
+- `checkpoint`: a checkpoint that is complete on disk, and so is progress; with `step` (number), only where
+  that is a new high.
+- `signal`: something the program wants to be acted on by rules; the other keys are its fields.
+
+The keys may stand together in one line. Text may stand before `@autoexp` (a rank, a time stamp) and after
+the object. A rule with `pattern_type: report` and the pattern `checkpoint`, or the name of a signal, attaches
+a mode or actions; the plain values of the object are its fields, the checkpoint's path is `path`. Where no
+JSON object follows, where a value has another type, or where the line is longer than MAX_LINE bytes, it is
+ordinary text.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from oellm_autoexp.core.literals import Literals, NeverMatches, required
 from oellm_autoexp.core.model import MODES, LogSignal, Scalar, mode_root
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 
-#: Lines are cut here, so that cutting never depends on how the bytes came in.
+#: Lines are cut after so many bytes, so that cutting never depends on how the bytes came in.
 MAX_LINE = 8192
-#: What is kept of a line in the journal.
+#: Characters of a line that are kept in the journal.
 SHOWN_LINE = 400
+#: Characters of one field: a path fits, a line of garbage does not.
+MAX_FIELD = 4096
 
-REPORT = "@autoexp "
-#: The counter that a reported checkpoint moves.
+#: The counter of reported checkpoints, and the one of their steps where these are told.
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_STEP = "checkpoint_step"
+
 _TYPES = {"int": int, "float": float, "str": str}
+_REPORT = re.compile(r"@autoexp\s*(?=\{)", re.ASCII)
+_JSON = json.JSONDecoder()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +56,10 @@ class SignalRule:
 
     name: str
     regex: re.Pattern[str]
+    #: What each match must contain; empty: the rule is slow, for it is tried on every line.
+    literals: tuple[Literals, ...] = ()
+    #: Not a pattern but what a program reports: "checkpoint", or the name of a signal.
+    report: str = ""
     mode: str = ""
     actions: tuple[str, ...] = ()
     #: Matches that count within an attempt; None: every one.
@@ -46,6 +68,7 @@ class SignalRule:
     #: Globs on the file ("log" is the job's log); empty: all watched files.
     files: tuple[str, ...] = ()
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    #: Further fields, each from a group or, with "match", from the whole match.
     extract: Mapping[str, str] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     #: Groups that go to the metrics series.
@@ -63,46 +86,36 @@ class SignalRule:
             ConfigError: a pattern that cannot work, a group or a mode that does not exist.
         """
         key = f"monitoring.log_signals.{name}"
-        regex = _compiled(f"{key}.pattern", str(config["pattern"]), config.get("pattern_type", "regex"))
-        mode = config.get("mode") or ""
-        if mode and mode_root(mode) not in MODES:
-            what = f"{mode!r} is not an error mode"
-            raise ConfigError(Fault(key=f"{key}.mode", what=what, hint=did_you_mean(mode_root(mode), MODES)))
-        action = config.get("action") or ()
+        pattern, kind = str(config["pattern"]), config.get("pattern_type") or "regex"
+        report = pattern if kind == "report" else ""
+        regex, literals = (
+            (_REPORT, _REPORT_LITERALS) if report else _compiled(f"{key}.pattern", pattern, kind)
+        )
+        faults = [*_wrong_mode(key, config), *_wrong_groups(key, config, regex, report)]
+        if faults:
+            raise ConfigError(*faults)
+        mode, action = config.get("mode") or "", config.get("action") or ()
         actions = (action,) if isinstance(action, str) else tuple(action)
-        metrics = config.get("metrics") or ()
-        groups = tuple(regex.groupindex)
-        named = groups if metrics is True else tuple(metrics)
-        counter = config.get("counter") or ""
-        extract = dict(config.get("extract_groups") or {})
-        types = dict(config.get("types") or {})
-        wanted = [
-            *named,
-            *types,
-            *([counter] if counter else []),
-            *(g for g in extract.values() if g != "match"),
-        ]
-        for group in wanted:
-            if group not in groups:
-                what = f"the pattern has no group named {group!r}"
-                raise ConfigError(Fault(key=key, what=what, hint=did_you_mean(group, groups)))
         match = config.get("match")
-        limit = {"once": 1, "every": None}.get(match, match) if match is not None else None
-        if match is None and mode and not actions:
-            limit = 1
+        if match is None:
+            limit = 1 if mode and not actions else None
+        else:
+            limit = {"once": 1, "every": None}.get(match, match)
         return cls(
             name=name,
             regex=regex,
+            literals=literals,
+            report=report,
             mode=mode,
             actions=actions,
             limit=limit,
             priority=config.get("priority") or 0,
             files=tuple(config.get("files") or ()),
             metadata=dict(config.get("metadata") or {}),
-            extract=extract,
-            types=types,
-            metrics=named,
-            counter=counter,
+            extract=dict(config.get("extract_groups") or {}),
+            types=dict(config.get("types") or {}),
+            metrics=_named(config, regex),
+            counter=config.get("counter") or "",
             grace_s=config.get("grace_seconds", 30.0) if mode else None,
         )
 
@@ -110,53 +123,130 @@ class SignalRule:
         return not self.files or any(fnmatchcase(file, glob) for glob in self.files)
 
     @property
+    def slow(self) -> bool:
+        """Nothing tells the lines apart that it might match."""
+        return not self.literals
+
+    @property
+    def saves(self) -> bool:
+        """A match tells of a checkpoint that nothing else tells of."""
+        return self.metadata.get("kind") == "checkpoint" and not self.report and not self.counter
+
+    @property
     def silent(self) -> bool:
         """Matches leave no signal behind: they only feed metrics or a counter."""
-        return not self.mode and not self.actions
+        return not (self.mode or self.actions or self.report or self.metadata.get("kind") == "checkpoint")
+
+    @property
+    def gauge(self) -> bool:
+        """Only recent matches are of interest, so that not every one need be looked at."""
+        return self.silent and self.limit is None
 
     def provided(self) -> frozenset[str]:
-        """The fields that a match has for actions."""
+        """The fields that a match has for actions. A report may bring more than can be known here."""
+        groups = [*self.regex.groupindex, *self.types]
+        if self.report == "checkpoint":
+            groups += ["path", "step"]
         kind = self.metadata.get("kind")
-        groups = self.regex.groupindex
         aliases = [f"{kind}_{group}" for group in groups] if kind else []
         return frozenset([*groups, *aliases, *self.metadata, *self.extract])
 
-    def fields(self, match: re.Match[str]) -> dict[str, Scalar]:
-        """The typed fields of a match: metadata, named groups, `<kind>_<group>` aliases, extracted groups."""
+    def find(self, line: str) -> dict[str, Scalar] | None:
+        """The typed fields of a match: metadata, groups, `<kind>_<group>` aliases, extracted ones."""
+        if self.report:
+            said = parse_report(line)
+            groups = _reported(said, self.report) if said is not None else None
+            if groups is None:
+                return None
+            groups = {**dict.fromkeys(self.provided() - set(self.metadata)), **groups}
+            whole = line
+        else:
+            match = self.regex.search(line)
+            if match is None:
+                return None
+            groups, whole = match.groupdict(), match.group()
         found: dict[str, Scalar] = dict(self.metadata)
         kind = self.metadata.get("kind")
-        for group, text in match.groupdict().items():
+        for group, text in groups.items():
             value = _typed(text, self.types.get(group, "str"))
             found[group] = value
             if kind:
                 found[f"{kind}_{group}"] = value
         for name, group in self.extract.items():
-            found[name] = match.group() if group == "match" else found.get(group)
+            found[name] = whole[:MAX_FIELD] if group == "match" else found.get(group)
         return found
 
 
-def _compiled(key: str, pattern: str, kind: str) -> re.Pattern[str]:
+def _compiled(key: str, pattern: str, kind: str) -> tuple[re.Pattern[str], tuple[Literals, ...]]:
     try:
         regex = re.compile(re.escape(pattern) if kind == "substring" else pattern, re.ASCII)
-    except re.error as error:
+        literals = required(regex)
+    except NeverMatches as error:
+        raise ConfigError(Fault(key=key, what=str(error), value=repr(pattern))) from error
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
         what = f"the pattern does not compile: {error}"
         raise ConfigError(Fault(key=key, what=what, value=pattern)) from error
     if regex.search("") is not None:
         what = "the pattern matches an empty line, and so every line"
         raise ConfigError(Fault(key=key, what=what, value=pattern))
-    return regex
+    return regex, literals
 
 
-def _typed(text: str | None, kind: str) -> Scalar:
-    if text is None:
+_REPORT_LITERALS = required(_REPORT)
+
+
+def _named(config: Mapping[str, Any], regex: re.Pattern[str]) -> tuple[str, ...]:
+    metrics = config.get("metrics") or ()
+    return tuple(regex.groupindex) if metrics is True else tuple(metrics)
+
+
+def _wrong_mode(key: str, config: Mapping[str, Any]) -> Iterator[Fault]:
+    mode = config.get("mode") or ""
+    if mode and mode_root(mode) not in MODES:
+        what = f"{mode!r} is not an error mode"
+        yield Fault(key=f"{key}.mode", what=what, hint=did_you_mean(mode_root(mode), MODES))
+
+
+def _wrong_groups(
+    key: str, config: Mapping[str, Any], regex: re.Pattern[str], report: str
+) -> Iterator[Fault]:
+    if report:
+        for name in ("metrics", "counter"):
+            if config.get(name):
+                what = "a program reports its metrics and progress by itself"
+                yield Fault(
+                    key=f"{key}.{name}", what=what, hint='`@autoexp {"metrics": {…}, "progress": {…}}`'
+                )
+        return
+    groups = tuple(regex.groupindex)
+    extract = config.get("extract_groups") or {}
+    wanted = [
+        *(("metrics", group) for group in _named(config, regex)),
+        *(("types", group) for group in config.get("types") or {}),
+        *(("extract_groups", group) for group in extract.values() if group != "match"),
+        *(("counter", group) for group in [config.get("counter")] if group),
+    ]
+    for name, group in wanted:
+        if group not in groups:
+            hint = did_you_mean(group, groups) or f"name it in the pattern: (?P<{group}>…)"
+            yield Fault(key=f"{key}.{name}", what=f"the pattern has no group named {group!r}", hint=hint)
+
+
+def _typed(value: Scalar, kind: str) -> Scalar:
+    """A group's text as its declared type; text that is no such (finite) number stays text."""
+    if value is None:
         return None
-    try:
-        return _TYPES[kind](text)  # type: ignore[no-any-return]
-    except ValueError:
-        return text
+    if kind != "str":
+        try:
+            number = _TYPES[kind](value)
+        except (ValueError, OverflowError):
+            return value[:MAX_FIELD] if isinstance(value, str) else value
+        if math.isfinite(number):
+            return number  # type: ignore[no-any-return]
+    return value[:MAX_FIELD] if isinstance(value, str) else value
 
 
-# ---------------------------------------------------------------- matching
+# ---------------------------------------------------------------- findings
 
 
 @dataclass(slots=True)
@@ -164,65 +254,43 @@ class Findings:
     """What lines of one file say."""
 
     signals: list[LogSignal] = field(default_factory=list)
+    #: How often each rule that is no gauge has matched in this attempt.
     matches: dict[str, int] = field(default_factory=dict)
     metrics: list[dict[str, Scalar]] = field(default_factory=list)
     #: The highest value of each declared counter.
     counters: dict[str, float] = field(default_factory=dict)
+    #: Checkpoints that were told of without a step.
     checkpoints: int = 0
 
+    def count(self, counter: str, value: Scalar) -> None:
+        """Raise a counter's high-water mark; what is no finite number does not count."""
+        number = as_number(value)
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < math.inf:
+            self.counters[counter] = max(float(number), self.counters.get(counter, -math.inf))
 
-def match_lines(
-    rules: Sequence[SignalRule],
-    file: str,
-    generation: int,
-    lines: Iterable[tuple[int, str]],
-    matches: Mapping[str, int],
-) -> Findings:
-    """Apply rules to (byte offset, line) pairs. `matches` are the counts so far in this attempt."""
-    out = Findings(matches=dict(matches))
-    watching = sorted((rule for rule in rules if rule.watches(file)), key=lambda rule: -rule.priority)
-    for offset, line in lines:
-        if line.startswith(REPORT):
-            _report(line, out)
-        for rule in watching:
-            seen = out.matches.get(rule.name, 0)
-            if rule.limit is not None and seen >= rule.limit:
-                continue
-            match = rule.regex.search(line)
-            if match is None:
-                continue
-            out.matches[rule.name] = seen + 1
-            fields = rule.fields(match)
-            _numbers(rule, fields, out)
-            if not rule.silent:
-                out.signals.append(
-                    LogSignal(
-                        rule=rule.name,
-                        file=file,
-                        generation=generation,
-                        offset=offset,
-                        line=line[:SHOWN_LINE],
-                        fields=fields,
-                        mode=rule.mode,
-                        priority=rule.priority,
-                        actions=rule.actions,
-                    )
-                )
-            if rule.metadata.get("kind") == "checkpoint":
-                out.checkpoints += 1
-    return out
+    def report(self, line: str) -> bool:
+        """Take over what an `@autoexp` line says of metrics, progress and checkpoints; False: it is none."""
+        said = parse_report(line)
+        if said is None:
+            return False
+        metrics, progress = said.get("metrics"), said.get("progress")
+        if isinstance(metrics, dict):
+            plain = {name: value for name, value in metrics.items() if _plain(value)}
+            if plain:
+                self.metrics.append(plain)
+        if isinstance(progress, dict):
+            for name, value in progress.items():
+                self.count(name, value)
+        if isinstance(said.get("checkpoint"), str):
+            if isinstance(said.get("step"), (int, float)):
+                self.count(CHECKPOINT_STEP, said["step"])
+            else:
+                self.checkpoints += 1
+        return True
 
 
-def _numbers(rule: SignalRule, fields: Mapping[str, Scalar], out: Findings) -> None:
-    if rule.metrics:
-        out.metrics.append({name: _number(fields[name]) for name in rule.metrics})
-    if rule.counter:
-        value = _number(fields[rule.counter])
-        if isinstance(value, (int, float)):
-            out.counters[rule.counter] = max(float(value), out.counters.get(rule.counter, float("-inf")))
-
-
-def _number(value: Scalar) -> Scalar:
+def as_number(value: Scalar) -> Scalar:
+    """Text as a number where it is one."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -231,55 +299,40 @@ def _number(value: Scalar) -> Scalar:
     return value
 
 
-def _report(line: str, out: Findings) -> None:
+def _plain(value: object) -> bool:
+    return isinstance(value, (int, float, str, bool))
+
+
+def parse_report(line: str) -> dict[str, Any] | None:
+    """The JSON object of an `@autoexp` line; None where there is none.
+
+    >>> parse_report('[rank0]: @autoexp {"progress": {"step": 3}} ok'), parse_report("@autoexp {oops")
+    ({'progress': {'step': 3}}, None)
+    """
+    start = _REPORT.search(line)
+    if start is None:
+        return None
     try:
-        said = json.loads(line[len(REPORT) :])
-    except ValueError:
-        return
-    if not isinstance(said, dict):
-        return
-    metrics, progress = said.get("metrics"), said.get("progress")
-    if isinstance(metrics, dict):
-        plain: dict[str, Scalar] = {
-            str(k): v for k, v in metrics.items() if isinstance(v, (int, float, str, bool))
-        }
-        out.metrics.append(plain)
-    if isinstance(progress, dict):
-        for name, value in progress.items():
-            if isinstance(value, (int, float)):
-                out.counters[str(name)] = max(float(value), out.counters.get(str(name), float("-inf")))
-    if isinstance(said.get("checkpoint"), str):
-        out.checkpoints += 1
+        said, _ = _JSON.raw_decode(line, start.end())
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
-# ---------------------------------------------------------------- error lines
+def _reported(said: Mapping[str, Any], wanted: str) -> dict[str, Scalar] | None:
+    """The fields of a report of `wanted`; None when it reports something else."""
+    fields = {name: value for name, value in said.items() if _plain(value)}
+    path, signal = fields.pop("checkpoint", None), fields.pop("signal", None)
+    if wanted == "checkpoint" and isinstance(path, str):
+        return {**fields, "path": path}
+    return fields if signal == wanted else None
 
-_ROOT = re.compile(
-    r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?::|$)"
-    r"|(?i:\b(?:error|fatal|fehler)\b\s*[:\]])"
-    r"|(?i:command not found|no such file or directory|permission denied|out of memory|segmentation fault)"
+
+#: What a reported checkpoint leaves in the journal where no rule of the user speaks of it.
+CHECKPOINT_REPORT = SignalRule(
+    name="autoexp.checkpoint",
+    regex=_REPORT,
+    literals=_REPORT_LITERALS,
+    report="checkpoint",
+    metadata={"kind": "checkpoint"},
 )
-_CASCADE = re.compile(
-    r"(?i:received by pid|watchdog|sigterm|broken pipe|connection reset|traceback \(most recent)"
-)
-_VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?|/[^\s'\":,]+")
-
-
-def error_lines(lines: Iterable[str]) -> tuple[str, str]:
-    """The first root error line and the last error line ("" for none); cascade noise comes last."""
-    first = last = noise = ""
-    for line in lines:
-        text = line.strip()[:SHOWN_LINE]
-        if not text or _ROOT.search(text) is None:
-            continue
-        if _CASCADE.search(text):
-            noise = noise or text
-            continue
-        first = first or text
-        last = text
-    return first or noise, last or noise
-
-
-def normalise_error(text: str) -> str:
-    """The line without what changes from one death to the next: numbers, addresses, paths."""
-    return _VARIABLE.sub("#", text)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from oellm_autoexp.config.sockets import ConditionInterface, SchedulerInterface
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.error_lines import normalise_error
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, Observation
 from oellm_autoexp.core.model import (
@@ -21,7 +22,7 @@ from oellm_autoexp.core.model import (
     SchedulerState,
 )
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.core.signals import CHECKPOINTS, Findings, normalise_error
+from oellm_autoexp.core.signals import CHECKPOINTS, Findings
 from oellm_autoexp.errors import SchedulerUnavailable
 from oellm_autoexp.monitor.checks import Checks
 from oellm_autoexp.monitor.rules import RuleSet

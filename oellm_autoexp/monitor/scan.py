@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from oellm_autoexp.core.error_lines import error_lines
 from oellm_autoexp.core.model import Cursor
-from oellm_autoexp.core.signals import MAX_LINE, Findings, SignalRule, error_lines, match_lines
+from oellm_autoexp.core.signals import MAX_LINE, Findings, SignalRule
+from oellm_autoexp.monitor.match import Block, Matcher
 
 BLOCK = 256 * 1024
 #: Bytes before the cursor, and at the head of the file, whose checksums recognise the file.
 SAMPLE = 256
 #: What is read at the end of a log to say why an attempt died.
 TAIL = 256 * 1024
-
-_END = re.compile(rb"[\n\r\0]")
 
 
 @dataclass(slots=True)
@@ -38,7 +37,14 @@ class LogWatcher:
     """Applies rules to the new bytes of files."""
 
     def __init__(self, rules: Sequence[SignalRule]) -> None:
-        self.rules = rules
+        self._rules = rules
+        self._matchers: dict[str, Matcher] = {}
+
+    def _matcher(self, name: str) -> Matcher:
+        found = self._matchers.get(name)
+        if found is None:
+            found = self._matchers[name] = Matcher(self._rules, name)
+        return found
 
     def look(
         self,
@@ -73,19 +79,19 @@ class LogWatcher:
         size = os.fstat(fd).st_size
         cursor = _recognised(fd, cursor, size)
         out = FileFindings(cursor, findings=Findings(matches=dict(matches)))
+        matcher = self._matcher(name)
         position, end = cursor.offset, min(size, cursor.offset + max_bytes)
         while position < end:
             data = os.pread(fd, min(BLOCK, end - position), position)
             if not data:
                 break
             last = position + len(data) >= size
-            lines, used = _lines(data, position, final=drain and last)
-            _merge(
-                out.findings, match_lines(self.rules, name, cursor.generation, lines, out.findings.matches)
-            )
-            position += used
+            used = _whole(data, final=drain and last)
             if used == 0:
                 break
+            block = Block(data[:used], position)
+            _merge(out.findings, matcher.match(block, cursor.generation, out.findings.matches))
+            position += used
         out.more = end < size
         out.grown_bytes = position - cursor.offset
         if out.grown_bytes:
@@ -120,24 +126,15 @@ def _checksum(fd: int, position: int, length: int) -> str:
     return f"{zlib.crc32(os.pread(fd, length, position)):08x}" if length else ""
 
 
-def _lines(data: bytes, base: int, *, final: bool) -> tuple[list[tuple[int, str]], int]:
-    """Whole lines with their byte offsets, and how many bytes they take. `final`: the rest is a line too."""
-    out = []
-    start = 0
-    while start < len(data):
-        found = _END.search(data, start, start + MAX_LINE)
-        if found is not None:
-            end, after = found.start(), found.end()
-        elif len(data) - start >= MAX_LINE:
-            end = after = start + MAX_LINE
-        elif final:
-            end = after = len(data)
-        else:
-            break
-        if end > start:
-            out.append((base + start, data[start:end].decode("utf-8", "replace")))
-        start = after
-    return out, start
+def _whole(data: bytes, *, final: bool) -> int:
+    """How many bytes are whole lines. `final`: the rest is a line too.
+
+    A line that goes on is cut at multiples of MAX_LINE from its start, wherever the bytes were cut.
+    """
+    if final:
+        return len(data)
+    start = max(data.rfind(end) for end in (b"\n", b"\r", b"\0")) + 1
+    return start + (len(data) - start) // MAX_LINE * MAX_LINE
 
 
 def _merge(into: Findings, new: Findings) -> None:
