@@ -383,7 +383,7 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
             return _signals(job, event)
         case ev.ProgressMade():
             marks = {**job.high_water, event.counter: event.value}
-            return _on_attempt(replace(job, high_water=marks), event.attempt, progressed=True)
+            return _on_attempt(replace(job, high_water=marks), event.attempt, progressed_at=event.at)
         case _:
             return job
 

@@ -253,8 +253,8 @@ class Attempt:
     cancel: Cancel | None = None
     #: The signals with a mode that were found, the first of each rule.
     signals: tuple[LogSignal, ...] = ()
-    #: Whether a declared counter or a checkpoint moved ahead during this attempt.
-    progressed: bool = False
+    #: When a declared counter or a checkpoint last moved ahead during this attempt.
+    progressed_at: float | None = None
     #: When the scheduler first answered "not known" (SchedulerState.GONE), to be confirmed after a grace.
     gone_since: float | None = None
     # The verdict, once ended.
@@ -268,6 +268,10 @@ class Attempt:
     @property
     def alive(self) -> bool:
         return self.phase is not Phase.ENDED
+
+    @property
+    def progressed(self) -> bool:
+        return self.progressed_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

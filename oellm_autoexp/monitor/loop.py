@@ -20,9 +20,11 @@ from oellm_autoexp.monitor.checks import Checks, Executor
 from oellm_autoexp.monitor.observe import Observer, fields_of
 from oellm_autoexp.monitor.perform import Performer
 from oellm_autoexp.monitor.rules import RuleSet
+from oellm_autoexp.monitor.wake import Alarm, Rest
 from oellm_autoexp.store import inbox, snapshot
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.journal import Journal
+from oellm_autoexp.store.series import Series
 
 #: A tick's performing is cut here, so that heartbeat, inbox and Ctrl-C never wait for a thousand submissions.
 PERFORM_S = 5.0
@@ -66,6 +68,7 @@ class Loop:
         clock: Clock,
         executor: Executor,
         *,
+        alarm: Alarm | None = None,
         listener: Callable[[ev.Event], None] = lambda _event: None,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
@@ -78,7 +81,9 @@ class Loop:
         self._listener = listener
         self._warn = warn
         self._rules: dict[str, RuleSet] = {}
-        self._observer = Observer(scheduler, paths, Checks(executor, effects))
+        self._alarm = alarm if alarm is not None else Alarm(clock.wait)
+        self._rest = Rest(scheduler.capabilities.poll_interval_s)
+        self._observer = Observer(scheduler, paths, Checks(executor, effects), Series(effects))
         self._performer = Performer(
             session,
             scheduler,
@@ -96,6 +101,9 @@ class Loop:
         self._snapshot_at = 0.0
         self._changed = True
         self._broken = ""
+        #: Files in the inbox that are no commands: said once.
+        self._strange: set[Path] = set()
+        self._recorded = 0
 
     # ---- recording
 
@@ -104,6 +112,7 @@ class Loop:
         self.session.apply(event)
         self._journal.append(event)
         self._changed = True
+        self._recorded += 1
         self._listener(event)
 
     def _commit(self) -> None:
@@ -136,6 +145,7 @@ class Loop:
             for command in commands:
                 inbox.acknowledge(self._effects, command)
             self._performer.perform(now + PERFORM_S)
+            self._observer.settle(now)
             self._commit()
         except (StateError, OSError) as error:
             # Until what was decided is on disk, no effect may follow from it.
@@ -261,7 +271,7 @@ class Loop:
     # ---- commands of other processes
 
     def _inbox(self, now: float) -> list[inbox.Command]:
-        commands = inbox.pending(self._paths)
+        commands = inbox.pending(self._paths, self._report)
         for command in commands:
             if command.id not in self.session.answered:
                 ok, text = self._obey(command, now)
@@ -269,6 +279,11 @@ class Loop:
                     ev.CommandAnswered(at=now, command=command.id, verb=command.verb, ok=ok, text=text)
                 )
         return commands
+
+    def _report(self, path: Path, why: str) -> None:
+        if path not in self._strange:
+            self._strange.add(path)
+            self._warn(f"{path}: {why}; it is left alone")
 
     def _obey(self, command: inbox.Command, now: float) -> tuple[bool, str]:
         try:
@@ -347,6 +362,7 @@ class Loop:
             LeadershipLost: a newer leader exists; nothing more is done here.
         """
         while True:
+            began, recorded = self._clock.monotonic(), self._recorded
             self.tick()
             on_tick(self.session)
             if self.finished and not inbox.pending(self._paths):
@@ -358,10 +374,14 @@ class Loop:
                     continue
                 self._snapshot(now, force=True)
                 return
-            self._clock.wait(min(0.25, self._scheduler.capabilities.poll_interval_s))
+            self._alarm.watch([self._paths.inbox, *self._observer.places(self.session)])
+            took_s = self._clock.monotonic() - began
+            self._alarm.rest(*self._rest.after(took_s, changed=self._recorded > recorded))
 
     def close(self) -> None:
         """Say goodbye in the journal; jobs go on."""
+        self._alarm.stop()
+        self._observer.settle(self._clock.now(), every=True)
         self._snapshot(self._clock.now(), force=True)
         try:
             self._journal.close(self._clock.now())

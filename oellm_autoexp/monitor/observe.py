@@ -28,7 +28,7 @@ from oellm_autoexp.monitor.checks import Checks
 from oellm_autoexp.monitor.rules import RuleSet
 from oellm_autoexp.monitor.scan import errors_at_end
 from oellm_autoexp.rendering import guard_files
-from oellm_autoexp.store.series import append_metrics
+from oellm_autoexp.store.series import Series
 
 #: A longer gap between two looks is blind time: it counts neither as silence nor as anything else.
 BLIND_GAP_S = 120.0
@@ -56,10 +56,13 @@ class _Watch:
 class Observer:
     """Looks at everything that can be looked at."""
 
-    def __init__(self, scheduler: SchedulerInterface, paths: SessionPaths, checks: Checks) -> None:
+    def __init__(
+        self, scheduler: SchedulerInterface, paths: SessionPaths, checks: Checks, series: Series
+    ) -> None:
         self._scheduler = scheduler
         self._paths = paths
         self._checks = checks
+        self._series = series
         self._watches: dict[str, _Watch] = {}
         self._marks: dict[str, dict[str, float]] = {}
 
@@ -74,6 +77,15 @@ class Observer:
         live = [job.live for job in session.jobs.values()]
         refs = [a.ref for a in live if a is not None and a.ref is not None and a.phase is not Phase.ENDED]
         return self._scheduler.poll(refs) if refs else {}
+
+    def places(self, session: Session) -> set[Path]:
+        """The directories where the logs of live jobs grow."""
+        live = [job.live for job in session.jobs.values()]
+        return {Path(attempt.log_path).parent for attempt in live if attempt is not None}
+
+    def settle(self, now: float, *, every: bool = False) -> None:
+        """Write the metrics that have become due, or all that are held."""
+        self._series.settle(now, every=every)
 
     # ---- one job
 
@@ -99,6 +111,8 @@ class Observer:
         fact = facts.get(attempt.ref)
         ended = fact is not None and fact.state.ended
         complete = self._logs(job, attempt, rules, fact, now, ended, record)
+        if ended:
+            self._series.settle(now, every=True)
         watch = self._watches[job.spec.name]
         seen = replace(seen, fact=fact, quiet_s=watch.quiet_s, still_s=watch.still_s)
         if not ended:
@@ -186,7 +200,7 @@ class Observer:
         """Metrics to the series, counters to high-water marks; whether a counter moved ahead."""
         name = job.spec.name
         if findings.metrics:
-            append_metrics(self._paths.series(name), attempt.number, findings.metrics, now)
+            self._series.add(self._paths.series(name), attempt.number, findings.metrics, now)
         marks = self._marks.setdefault(name, {})
         moved = False
         new = dict(findings.counters)

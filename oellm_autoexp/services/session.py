@@ -1,8 +1,7 @@
-"""Sessions as a person names them, and what is done to them: submit, watch, cancel, retry."""
+"""Sessions as a person names them, and what is done to them: leading, commands."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from oellm_autoexp.config.sockets import SchedulerConfig, SchedulerInterface, ma
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.model import Job, JobState
-from oellm_autoexp.core.reconcile import Reconciled, reconcile
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError, did_you_mean
+from oellm_autoexp.errors import StateError, UsageError, did_you_mean
 from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
+from oellm_autoexp.monitor.wake import Alarm
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.services import plugins
-from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
 from oellm_autoexp.store import inbox, journal
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry
@@ -164,7 +162,12 @@ def lead(
     """
     effects, clock, watch = effects or Effects(), clock or RealClock(), watch or Watch()
     written, history = journal.Journal.lead(
-        paths, effects, now=clock.now(), monotonic=clock.monotonic, wait=clock.wait
+        paths,
+        effects,
+        now=clock.now(),
+        monotonic=clock.monotonic,
+        wait=clock.wait,
+        on_wait=lambda leader: watch.warn(_waiting_for(leader)),
     )
     session = Session()
     for event in history.events:
@@ -187,78 +190,17 @@ def lead(
         effects,
         clock,
         ThreadPoolExecutor(max_workers=4),
+        alarm=Alarm(clock.wait),
         listener=watch.on_event,
         warn=watch.warn,
     )
 
 
-def submit(
-    result: PlanResult, *, update: bool = False, prune: bool = False, watch: Watch | None = None
-) -> tuple[Reconciled, Loop | None]:
-    """Reconcile a plan with its session; the loop to run, or None where a leader took it over.
-
-    Raises:
-        ConfigError: jobs have changed and `update` is not given; the session belongs to something else.
-    """
-    loaded, clock = result.loaded, RealClock()
-    require_submitting(loaded)
-    paths, effects = loaded.paths, Effects()
-    before = replay(paths)
-    _check_belongs(before, result)
-    now = clock.now()
-    opened = ev.SessionOpened(
-        at=now,
-        project=loaded.project,
-        session=str(paths.state_dir),
-        nonce=secrets.token_hex(8),
-        scheduler=dict(loaded.scheduler_config),
-        source=dict(loaded.source),
-        provenance=provenance_of(loaded),
+def _waiting_for(leader: journal.Leader) -> str:
+    return (
+        f"a loop on host {leader.host} (pid {leader.pid}) led this session last, and cannot be seen here; "
+        f"waiting up to {journal.DEAD_AFTER_S:.0f} s for a sign of life"
     )
-    specs = [job.spec for job in result.jobs]
-    preview = reconcile(before, opened, specs, result.rules, now=now, update=update, prune=prune)
-    if preview.refused:
-        faults = [Fault(key=name, what=f"has changed: {what}") for name, what in preview.changed.items()]
-        hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
-        raise ConfigError(*faults, Fault(what="nothing was submitted", hint=hint))
-    write(result, effects)
-    entry = Entry(
-        name=loaded.project,
-        state_dir=str(paths.state_dir),
-        project=loaded.project,
-        config_ref=str(loaded.source.get("config", "")),
-        created=now,
-    )
-    Registry().register(effects, entry)
-    if journal.leader_alive(paths) is not None:
-        events: list[ev.Event] = [
-            opened,
-            *(ev.RulesSet(at=now, rules=k, config=v) for k, v in result.rules.items()),
-        ]
-        events += [ev.JobAdded(at=now, spec=spec) for spec in specs]
-        body = [[event.kind, ev.encode(event)] for event in events]
-        ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
-        if not ok:
-            raise StateError(text, where=str(paths.state_dir))
-        return preview, None
-    loop = lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
-    done = reconcile(loop.session, opened, specs, result.rules, now=now, update=update, prune=prune)
-    for event in done.events:
-        loop.record(event)
-    return done, loop
-
-
-def _check_belongs(session: Session, result: PlanResult) -> None:
-    opened = session.opened
-    if opened is None:
-        return
-    where = str(result.loaded.paths.state_dir)
-    hint = "give this config another base_output_dir or state_dir"
-    if opened.project != result.loaded.project:
-        raise StateError(f"it belongs to project {opened.project!r}", where=where, hint=hint)
-    theirs, ours = opened.scheduler.get("class_name"), result.loaded.scheduler_config.get("class_name")
-    if theirs != ours:
-        raise StateError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
 
 
 def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bool, str]:

@@ -38,8 +38,7 @@ def _row(job: Job, paths: SessionPaths, actions: tuple[int, int, int], now: floa
         "progress": dict(job.high_water),
         "actions": {"done": done, "failed": failed, "open": open_},
         "wall_s": round(sum(ran), 1),
-        #: Run time of attempts that ended without success and without progress.
-        "lost_s": round(sum(time for past, time in zip(job.attempts, ran, strict=True) if _lost(past)), 1),
+        "lost_s": round(sum(_lost(past) for past in job.attempts), 1),
         "ended_by": [past.mode for past in job.attempts if past.mode],
         "decisions": [past.decision for past in job.attempts if past.decision.startswith("restart")],
     }
@@ -51,8 +50,12 @@ def _ran(attempt: Attempt, now: float) -> float:
     return max(0.0, (attempt.ended_at if attempt.ended_at is not None else now) - attempt.started_at)
 
 
-def _lost(attempt: Attempt) -> bool:
-    return bool(attempt.mode) and attempt.mode != "success" and not attempt.progressed
+def _lost(attempt: Attempt) -> float:
+    """Run time that an attempt without success threw away: what came after its last observed progress."""
+    if not attempt.mode or attempt.mode == "success" or attempt.started_at is None:
+        return 0.0
+    kept = attempt.progressed_at if attempt.progressed_at is not None else attempt.started_at
+    return max(0.0, (attempt.ended_at or kept) - max(kept, attempt.started_at))
 
 
 def _actions(session: Session) -> dict[str, tuple[int, int, int]]:
@@ -110,6 +113,41 @@ def timeline(events: Sequence[ev.Event], session: Session, job: Job) -> list[tup
     return out
 
 
+def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, list[str]]:
+    """What a person wants to know at the end: the cause, what was done about it, and what can be typed."""
+    name, state_dir, attempt = job.spec.name, str(paths.state_dir), job.attempt
+    done = [f"attempt {past.number}: {past.decision}" for past in job.attempts if past.decision]
+    if attempt is not None and attempt.alive and attempt.cancel is not None:
+        done.append(f"attempt {attempt.number} is being cancelled: {attempt.cancel.why}")
+    carried = [state for state in session.actions.values() if state.request.job == name]
+    failed = [state.request for state in carried if state.ended is not None and not state.ended.ok]
+    if carried:
+        done.append(f"{len(carried) - len(failed)} of {len(carried)} actions done or under way")
+    done += [f"action {request.action} for {request.rule} failed" for request in failed[-3:]]
+    cause = (
+        f"{job.mode}: {job.reason}" if job.mode else job.hold or (attempt.pending_reason if attempt else "")
+    )
+    can = [f"oellm-autoexp logs {state_dir} {name}"] if attempt is not None else []
+    if job.state in (JobState.FAILED, JobState.CANCELLED):
+        can.append(f"oellm-autoexp retry {state_dir} {name}")
+    elif not job.state.ended:
+        can.append(f"oellm-autoexp cancel {state_dir} {name}")
+    return {"cause": [cause or "nothing went wrong"], "what was done": done, "what you can type": can}
+
+
+#: Which jobs are worth a line where not all fit.
+_TELLING = ("failed", "unknown", "running", "pending", "submitted", "waiting", "cancelled", "succeeded")
+
+
+def most_telling(session: Session, limit: int) -> list[Job]:
+    """At most `limit` jobs, those that a person should look at first, in plan order."""
+    jobs = list(session.jobs.values())
+    if len(jobs) <= limit:
+        return jobs
+    ranked = sorted(range(len(jobs)), key=lambda at: _TELLING.index(jobs[at].state.value))
+    return [jobs[at] for at in sorted(ranked[:limit])]
+
+
 def _submission(event: ev.Event, tokens: Mapping[str, int]) -> str:
     number = tokens.get(getattr(event, "token", ""))
     if number is None:
@@ -131,12 +169,12 @@ def told(event: ev.Event) -> str:
         case ev.AttemptEnded():
             return f"attempt {event.attempt} ended, {event.mode}: {event.reason}  [{event.evidence}]"
         case ev.SignalsFound() if event.signals:
-            found = ", ".join(f"{item.rule} at byte {item.offset}" for item in event.signals)
+            found = "; ".join(f"{item.rule}: {item.line.strip()}" for item in event.signals)
             return f"found in {event.file}: {found}"
         case ev.CancelRequested():
             return f"attempt {event.attempt} is to be cancelled by {event.by}: {event.why}"
         case ev.RestartScheduled():
-            return f"{event.why}  [policy {event.entry}]"
+            return f"{event.why}  [policy for {event.entry}]"
         case ev.JobEnded():
             return f"{event.state}: {event.reason}" + (f"  [{event.by}]" if event.by else "")
         case ev.JobHeld():

@@ -58,7 +58,8 @@ class Series:
     def settle(self, now: float, *, every: bool = False) -> None:
         """Write what has become due; with `every` all that is held (an attempt or the daemon ends)."""
         for path, pending in self._pending.items():
-            self._write(path, pending, now, due=every)
+            if pending.held:
+                self._write(path, pending, now, due=every)
 
     def _write(self, path: Path, pending: _Pending, now: float, *, due: bool) -> None:
         gap = max(self._interval_s, (now - pending.begin) / RESOLUTION)
@@ -72,11 +73,6 @@ class Series:
         with contextlib.suppress(OSError):  # a full disk loses metrics, not jobs
             self._effects.mkdir(path.parent)
             self._effects.append_text(path, text, private=True, durable=False)
-
-
-def append_metrics(path: Path, attempt: int, records: Sequence[Mapping[str, Scalar]], now: float) -> None:
-    """Add metrics at once."""
-    Series(Effects(), interval_s=0.0).add(path, attempt, records, now)
 
 
 def _begin(path: Path, now: float) -> float:

@@ -153,7 +153,7 @@ def test_the_same_death_twice_at_once_is_a_config_fault() -> None:
     case = Case(job=job, attempt=job.attempts[1], exit=exited(1), last_error="boom", ended_at=5)
     assert classify(case).mode == "crash.config"
     assert classify(replace(case, last_error="other")).mode == "crash"
-    assert classify(replace(case, attempt=attempt(2, progressed=True))).mode == "crash"
+    assert classify(replace(case, attempt=attempt(2, progressed_at=1.0))).mode == "crash"
     assert classify(replace(case, ended_at=5000)).mode == "crash"
 
 
@@ -259,7 +259,9 @@ def test_progress_refills_the_fruitless_budget() -> None:
     for number in range(1, 30):
         if job.state.ended:
             break
-        job = replace(job, attempts=(*job.attempts, attempt(number, progressed=number == 3)))
+        job = replace(
+            job, attempts=(*job.attempts, attempt(number, progressed_at=1.0 if number == 3 else None))
+        )
         seen = ended(143, S.TIMEOUT, exit=exited(143, "timeout"))
         job = evolve_all(job, decide(job, seen, policy))
     assert job.state is JobState.FAILED

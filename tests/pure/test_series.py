@@ -13,7 +13,6 @@ from oellm_autoexp.store.series import (
     MAX_SHAPES,
     TAIL_BYTES,
     Series,
-    append_metrics,
     last_values,
     read_series,
 )
@@ -105,7 +104,7 @@ def test_torn_lines_are_passed_over(tmp_path_factory, cut, junk):
     """Whatever a crash left, the whole records before it are read."""
     path = tmp_path_factory.mktemp("series") / "job.jsonl"
     for step in range(8):
-        append_metrics(path, 1, [{"step": step, "name": "é"}], float(step))
+        Series(Effects(), interval_s=0.0).add(path, 1, [{"step": step, "name": "é"}], float(step))
     data = path.read_bytes()[:cut]
     path.write_bytes(data + junk)
     whole = [json.loads(line) for line in data.split(b"\n")[:-1]]

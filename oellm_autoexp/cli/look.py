@@ -1,0 +1,139 @@
+"""`status`, `show`, `logs` and `sessions`: what is, what was, and why. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from oellm_autoexp.cli.arguments import AsJson, Jobs, SessionRef
+from oellm_autoexp.cli.watching import print_status
+from oellm_autoexp.errors import UsageError
+
+
+def find_session(reference: str | None) -> Any:
+    """The paths and the state of the session that a person means."""
+    from oellm_autoexp.services import session as service
+
+    paths = service.locate(reference, _state_dir)
+    return paths, service.replay(paths)
+
+
+def _state_dir(reference: str) -> Path:
+    from oellm_autoexp.services import plan as service
+
+    return service.load(reference, scheduler="local").paths.state_dir
+
+
+def status(
+    session: SessionRef = None,
+    jobs: Jobs = None,
+    columns: Annotated[Optional[str], typer.Option(help="Parameters, metrics or fields, by commas.")] = None,
+    sort: Annotated[Optional[str], typer.Option(help="The column to sort by.")] = None,
+    form: Annotated[str, typer.Option("--format", help="md, csv or json, with --columns.")] = "md",
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the jobs of a session."""
+    from oellm_autoexp.services import session as service
+    from oellm_autoexp.services import views
+
+    if form not in ("md", "csv", "json"):
+        raise UsageError(f"--format is md, csv or json, not {form!r}")
+    while True:
+        paths, state = find_session(session)
+        wanted = service.chosen(state, jobs or [])
+        if watch:
+            typer.echo("\033[2J\033[H", nl=False)
+        if columns:
+            names = ["name", *columns.split(",")]
+            rows = [views.columns(row, names) for row in views.rows(state, paths, wanted, time.time())]
+            if sort:
+                at = names.index(sort) if sort in names else 0
+                rows.sort(key=lambda row: (row[at] is None, str(type(row[at])), row[at]))
+            _print_columns(names, rows, form)
+        else:
+            print_status(state, paths, wanted, as_json)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def _print_columns(names: list[str], rows: list[list[Any]], form: str) -> None:
+    from oellm_autoexp.cli.render import flat
+
+    if form == "json":
+        typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
+    else:
+        typer.echo(flat(names, rows, form), nl=False)
+
+
+def show(session: SessionRef = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
+    """Explain a job: its attempts, the evidence, the rules and decisions, in the order of time."""
+    from oellm_autoexp.services import session as service
+    from oellm_autoexp.services import views
+    from oellm_autoexp.store import journal
+
+    paths, state = find_session(session)
+    events = journal.read(paths).events
+    for job in service.chosen(state, jobs or []):
+        lines = views.timeline(events, state, job)
+        end = views.conclusion(state, paths, job)
+        if as_json:
+            shown = {"name": job.spec.name, "state": job.state.value, "timeline": lines, **end}
+            typer.echo(json.dumps(shown))
+            continue
+        typer.echo(f"{job.spec.name}  {job.state.value}")
+        for at, text in lines:
+            typer.echo(f"  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}  {text}")
+        for heading, texts in end.items():
+            for at, text in enumerate(texts):
+                typer.echo(f"  {heading + ':' if at == 0 else '':19}{text}")
+
+
+def logs(
+    session: Annotated[str, typer.Argument(help="The session.")],
+    job: Annotated[str, typer.Argument(help="The job.")],
+    attempt: Annotated[Optional[int], typer.Option(help="Which attempt; the latest by default.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
+) -> None:
+    """Print the log of a job."""
+    from oellm_autoexp.services import session as service
+
+    _, state = find_session(session)
+    found = service.chosen(state, [job])
+    if len(found) != 1:
+        raise UsageError(f"{job!r} means {len(found)} jobs")
+    spec = found[0].spec
+    path = Path(spec.log_of(attempt or max(1, len(found[0].attempts))))
+    if not path.exists():
+        raise UsageError(f"there is no log yet: {path}")
+    with path.open(errors="replace") as file:
+        while True:
+            text = file.read()
+            if text:
+                typer.echo(text, nl=False)
+            elif not follow:
+                return
+            else:
+                time.sleep(0.5)
+
+
+def sessions(as_json: AsJson = False) -> None:
+    """List the sessions of this user."""
+    from oellm_autoexp.core.layout import SessionPaths
+    from oellm_autoexp.services import session as service
+    from oellm_autoexp.services import views
+
+    found = service.known_sessions()
+    if as_json:
+        rows = [{"name": entry.name, "state_dir": entry.state_dir, "gone": entry.gone} for entry in found]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for entry in found:
+        states = {} if entry.gone else views.counts(service.replay(SessionPaths(Path(entry.state_dir))))
+        shown = "gone" if entry.gone else ", ".join(f"{number} {state}" for state, number in states.items())
+        typer.echo(f"{entry.name}  {shown}  {entry.state_dir}")

@@ -1,0 +1,43 @@
+"""`cancel` and `retry`: what a person changes about jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from oellm_autoexp.cli.arguments import Jobs, SessionRef, Yes, confirm
+from oellm_autoexp.cli.look import find_session
+
+
+def cancel(session: SessionRef = None, jobs: Jobs = None, yes: Yes = False) -> None:
+    """Cancel jobs; they stay cancelled until `retry`."""
+    _command("cancel", session, jobs, yes, "Cancel")
+
+
+def retry(session: SessionRef = None, jobs: Jobs = None, yes: Yes = False) -> None:
+    """Start failed or cancelled jobs again, with fresh budgets; without names, all of them."""
+    _command("retry", session, jobs, yes, "")
+
+
+def _command(verb: str, session: str | None, jobs: list[str] | None, yes: bool, ask: str) -> None:
+    from oellm_autoexp.services import session as service
+
+    paths, state = find_session(session)
+    found = service.chosen(state, jobs or [])
+    if verb == "retry" and not jobs:
+        found = [job for job in found if job.state.value in ("failed", "cancelled")]
+    if ask:
+        confirm(f"{ask} {len(found)} job(s)?", yes)
+    names = [job.spec.name for job in found]
+    ok, text = service.command(paths, verb, {"jobs": names})
+    typer.echo(text)
+    if verb == "retry" and ok and not _led(paths):
+        typer.echo(f"watch them: oellm-autoexp monitor {paths.state_dir}")
+    raise typer.Exit(0 if ok else 3)
+
+
+def _led(paths: Any) -> bool:
+    from oellm_autoexp.store.journal import leader_alive
+
+    return leader_alive(paths) is not None

@@ -1,0 +1,168 @@
+"""`plan`, `submit` and `monitor`: from a config to jobs that have ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oellm_autoexp.cli.arguments import (
+    AsJson,
+    ConfigDir,
+    ConfigRef,
+    Fake,
+    Local,
+    Override,
+    SessionRef,
+    Yes,
+    confirm,
+    scheduler_flag,
+)
+from oellm_autoexp.cli.look import find_session
+from oellm_autoexp.cli.watching import Progress, finish, lead
+from oellm_autoexp.errors import UsageError
+
+
+def _planned(ref: str, config_dir: Path | None, override: list[str] | None, scheduler: str | None) -> Any:
+    from oellm_autoexp.services import plan as service
+
+    loaded = service.load(ref, config_dir, override or [], scheduler=scheduler)
+    known = {}
+    if loaded.paths.journal.is_dir():
+        # The machinery of sessions takes a tenth of a second to import; the first plan does without.
+        from oellm_autoexp.services.session import replay
+
+        known = {job.spec.id: name for name, job in replay(loaded.paths).jobs.items()}
+    return service.plan(loaded, known)
+
+
+def plan(
+    config_ref: ConfigRef = "autoexp",
+    config_dir: ConfigDir = None,
+    override: Override = None,
+    local: Local = False,
+    fake: Fake = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print what would be.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a config, expand its sweep, and write scripts and sweep.json."""
+    from oellm_autoexp.services import plan as service
+    from oellm_autoexp.store.effects import Effects
+
+    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
+    if not dry_run:
+        service.write(result, Effects())
+    if as_json:
+        jobs = [
+            {
+                "name": job.spec.name,
+                "id": job.spec.id,
+                "parameters": dict(job.spec.parameters),
+                "argv": list(job.spec.argv),
+                "script_path": job.spec.script_path,
+            }
+            for job in result.jobs
+        ]
+        typer.echo(json.dumps({"project": result.loaded.project, "jobs": jobs}, indent=2))
+        return
+    if dry_run:
+        for file in service.files(result):
+            typer.echo(f"--- {file.path}")
+            typer.echo(file.data.decode() if file.path.suffix != ".py" else f"({len(file.data)} bytes)")
+    _describe(result)
+
+
+def _describe(result: Any) -> None:
+    totals = result.totals
+    for job in result.jobs:
+        typer.echo(f"  {job.spec.name}  [{job.spec.id}]")
+    typer.echo(f"{len(result.jobs)} jobs on {totals.nodes} nodes; {totals.cost}")
+    typer.echo("Policies in force:")
+    for policy in result.policies:
+        config = {key: value for key, value in policy.config.items() if key != "class_name"}
+        origin = "configured" if policy.configured else "default"
+        details = ", ".join(f"{key}={value}" for key, value in config.items())
+        typer.echo(f"  {policy.mode:20} {policy.config.get('class_name')} {details} ({origin})")
+
+
+def submit(
+    config_ref: ConfigRef = "autoexp",
+    config_dir: ConfigDir = None,
+    override: Override = None,
+    local: Local = False,
+    fake: Fake = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be written; submit nothing.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Watch in the background: this terminal may be closed.")
+    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Take changed jobs.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Cancel jobs that the plan no longer has.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit what is not done yet, and watch until everything has a verdict."""
+    if dry_run:
+        plan(config_ref, config_dir, override, local, fake, dry_run=True, as_json=as_json)
+        return
+    from oellm_autoexp.services import submit as service
+    from oellm_autoexp.services.session import replay
+
+    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
+    paths = result.loaded.paths
+    done = service.preview(result, update=update, prune=prune)
+    cost = service.to_confirm(result, done)
+    if cost:
+        confirm(f"{len(done.added)} new jobs may use {cost}. Submit them?", yes)
+    if prune and done.missing:
+        confirm(f"Cancel {len(done.missing)} jobs that the plan no longer has?", yes)
+    leader = None
+    with Progress(quiet=as_json) as progress:
+        done, loop = service.submit(result, update=update, prune=prune, watch=progress.watch)
+        if not as_json:
+            _say_reconciled(done, replay(paths) if loop is None else loop.session)
+        if detach:
+            leader = service.detach(paths, loop)
+        elif loop is not None:
+            lead(loop, progress, paths)
+    if not detach or leader is None:
+        finish(paths, as_json)
+    elif as_json:
+        answer = {"session": str(paths.state_dir), "host": leader.host, "pid": leader.pid}
+        typer.echo(json.dumps(answer))
+    else:
+        typer.echo(
+            f"Process {leader.pid} on {leader.host} watches; its log is {paths.daemon_log}\n"
+            f"  look:       oellm-autoexp status {paths.state_dir}\n"
+            f"  end them:   oellm-autoexp cancel {paths.state_dir} --yes"
+        )
+
+
+def _say_reconciled(done: Any, session: Any) -> None:
+    ended = [name for name in done.unchanged if session.jobs[name].state.ended]
+    parts = [f"{len(done.added)} new"]
+    if ended:
+        parts.append(f"{len(ended)} already done: nothing is submitted again")
+    if len(done.unchanged) > len(ended):
+        parts.append(f"{len(done.unchanged) - len(ended)} go on")
+    for label, names in (("other resources", done.resources), ("other rules", done.rules)):
+        if names:
+            parts.append(f"{len(names)} with {label}")
+    if done.missing:
+        parts.append(f"{len(done.missing)} no longer in the plan: {', '.join(done.missing[:5])}")
+    typer.echo("; ".join(parts))
+
+
+def monitor(session: SessionRef = None, as_json: AsJson = False) -> None:
+    """Watch a session until everything has a verdict, restarting and acting as its rules say."""
+    from oellm_autoexp.services import session as service
+
+    paths, state = find_session(session)
+    if not state.jobs:
+        raise UsageError("nothing has been submitted here yet", where=str(paths.state_dir))
+    with Progress(quiet=as_json) as progress:
+        lead(service.lead(paths, watch=progress.watch), progress, paths)
+    finish(paths, as_json)

@@ -1,0 +1,115 @@
+"""How long a loop rests, and what wakes it early: file events where the file system is a local one.
+
+A missing wake-up is never evidence: whatever happens is found by the next look too, only later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+#: File systems whose every change is made by this kernel, and so is seen by inotify(7).
+LOCAL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
+#: The shortest and the longest rest between two ticks.
+MIN_REST_S, MAX_REST_S = 0.25, 5.0
+#: A tick may use at most this part of one CPU, however busy the logs are.
+MAX_LOAD = 0.05
+#: The rest grows by this much when nothing happened.
+CALM = 1.5
+
+
+class Rest:
+    """How long to rest after a tick: short while things happen, longer while they do not."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = max(MIN_REST_S, min(MAX_REST_S, longest_s))
+        self._rest_s = MIN_REST_S
+
+    def after(self, tick_s: float, *, changed: bool) -> tuple[float, float]:
+        """The seconds to rest: at least (even when woken), and at most."""
+        self._rest_s = MIN_REST_S if changed else min(self._longest_s, self._rest_s * CALM)
+        least = max(MIN_REST_S, tick_s / MAX_LOAD)
+        return least, max(least, self._rest_s)
+
+
+class Alarm:
+    """Rings when a file in one of its directories changes. Does nothing where that cannot be known."""
+
+    def __init__(self, wait: Callable[[float], None]) -> None:
+        self._wait = wait
+        self._rang = threading.Event()
+        self._observer: Any = None
+        self._watched: set[Path] = set()
+
+    def watch(self, directories: Iterable[Path]) -> None:
+        """Watch directories, each with all below it; known ones and those that cannot be are passed over."""
+        for directory in directories:
+            if directory in self._watched or not directory.is_dir():
+                continue
+            self._watched.add(directory)
+            if file_system(directory, _mounts()) not in LOCAL:
+                continue
+            # inotify(7): a user has only so many instances and watches; without them it goes on as before.
+            with contextlib.suppress(OSError):
+                self._started().schedule(_Ring(self._rang), str(directory), recursive=True)
+
+    def _started(self) -> Any:
+        if self._observer is None:
+            from watchdog.observers import Observer
+
+            self._observer = Observer()
+            self._observer.daemon = True
+            self._observer.start()
+        return self._observer
+
+    def rest(self, least_s: float, most_s: float) -> None:
+        """Wait `least_s`, and then until something happens, for at most `most_s` in all."""
+        self._wait(least_s)
+        if self._observer is None:
+            if most_s > least_s:
+                self._wait(most_s - least_s)
+        else:
+            self._rang.wait(most_s - least_s)
+            self._rang.clear()
+
+    def stop(self) -> None:
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join(timeout=1.0)
+            self._observer = None
+
+
+class _Ring:
+    """What watchdog calls; reading a file is no news."""
+
+    def __init__(self, rang: threading.Event) -> None:
+        self._rang = rang
+
+    def dispatch(self, event: Any) -> None:
+        if event.event_type in ("created", "modified", "moved", "deleted"):
+            self._rang.set()
+
+
+def file_system(path: Path, mounts: str) -> str:
+    """The type of the file system that holds a path, from the text of /proc/self/mountinfo (proc(5))."""
+    best, kind = -1, ""
+    target = path.resolve()
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        if len(fields) < 5 or not right:
+            continue
+        point = Path(fields[4].encode().decode("unicode_escape"))
+        if (target == point or point in target.parents) and len(point.parts) >= best:
+            best, kind = len(point.parts), right.split()[0]
+    return kind
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,162 @@
+"""A plan meets its session: what would be new, what it may cost, and handing it to a loop."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.reconcile import Reconciled, reconcile
+from oellm_autoexp.core.session import Session
+from oellm_autoexp.errors import ConfigError, Fault, StateError
+from oellm_autoexp.monitor.loop import Loop, RealClock
+from oellm_autoexp.planning.resources import totals
+from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
+from oellm_autoexp.services.session import Watch, command, lead, replay
+from oellm_autoexp.store import journal
+from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.store.registry import Entry, Registry
+
+#: How long a loop in the background may take to begin, and how often it is looked for.
+DETACH_S, LOOK_S = 60.0, 0.05
+
+
+def preview(result: PlanResult, *, update: bool = False, prune: bool = False) -> Reconciled:
+    """What submitting a plan would change; nothing is written.
+
+    Raises:
+        ConfigError: jobs have changed and `update` is not given.
+        StateError: the session belongs to another project or scheduler.
+        UsageError: the scheduler can only render.
+    """
+    require_submitting(result.loaded)
+    session = replay(result.loaded.paths)
+    _check_belongs(session, result)
+    done = _reconciled(session, result, _opened(result, 0.0), update=update, prune=prune)
+    if done.refused:
+        faults = [Fault(key=name, what=f"has changed: {what}") for name, what in done.changed.items()]
+        hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
+        raise ConfigError(*faults, Fault(what="nothing was submitted", hint=hint))
+    return done
+
+
+def to_confirm(result: PlanResult, done: Reconciled) -> str:
+    """What the new jobs may use in one attempt each, in words; "" where that is not worth a question."""
+    limit = result.loaded.composed.project.confirm_gpu_hours
+    new = frozenset(done.added)
+    wanted = totals((job.spec.resources, 0) for job in result.jobs if job.spec.name in new)
+    if limit is None or not wanted.gpus:
+        return ""
+    if wanted.gpu_hours is None:
+        return "GPU-hours without bound (a job with GPUs has no time limit)"
+    if wanted.gpu_hours <= limit:
+        return ""
+    return f"{wanted.gpu_hours:g} GPU-hours in one attempt each (project.confirm_gpu_hours is {limit:g})"
+
+
+def submit(
+    result: PlanResult, *, update: bool = False, prune: bool = False, watch: Watch | None = None
+) -> tuple[Reconciled, Loop | None]:
+    """Reconcile a plan with its session; the loop to run, or None where a leader took it over.
+
+    Raises:
+        ConfigError, StateError, UsageError: as `preview`.
+    """
+    done = preview(result, update=update, prune=prune)
+    loaded, clock, effects = result.loaded, RealClock(), Effects()
+    paths, now = loaded.paths, clock.now()
+    write(result, effects)
+    entry = Entry(
+        name=loaded.project,
+        state_dir=str(paths.state_dir),
+        project=loaded.project,
+        config_ref=str(loaded.source.get("config", "")),
+        created=now,
+    )
+    Registry().register(effects, entry)
+    opened = _opened(result, now)
+    if journal.leader_alive(paths) is not None:
+        events: list[ev.Event] = [
+            opened,
+            *(ev.RulesSet(at=now, rules=k, config=v) for k, v in result.rules.items()),
+            *(ev.JobAdded(at=now, spec=job.spec) for job in result.jobs),
+        ]
+        body = [[event.kind, ev.encode(event)] for event in events]
+        ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
+        if not ok:
+            raise StateError(text, where=str(paths.state_dir))
+        return done, None
+    loop = lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
+    done = _reconciled(loop.session, result, opened, update=update, prune=prune)
+    for event in done.events:
+        loop.record(event)
+    return done, loop
+
+
+def _opened(result: PlanResult, now: float) -> ev.SessionOpened:
+    loaded = result.loaded
+    return ev.SessionOpened(
+        at=now,
+        project=loaded.project,
+        session=str(loaded.paths.state_dir),
+        nonce=secrets.token_hex(8),
+        scheduler=dict(loaded.scheduler_config),
+        source=dict(loaded.source),
+        provenance=provenance_of(loaded),
+    )
+
+
+def _reconciled(
+    session: Session, result: PlanResult, opened: ev.SessionOpened, *, update: bool, prune: bool
+) -> Reconciled:
+    specs = [job.spec for job in result.jobs]
+    return reconcile(session, opened, specs, result.rules, now=opened.at, update=update, prune=prune)
+
+
+def _check_belongs(session: Session, result: PlanResult) -> None:
+    opened = session.opened
+    if opened is None:
+        return
+    where = str(result.loaded.paths.state_dir)
+    hint = "give this config another base_output_dir or state_dir"
+    if opened.project != result.loaded.project:
+        raise StateError(f"it belongs to project {opened.project!r}", where=where, hint=hint)
+    theirs, ours = opened.scheduler.get("class_name"), result.loaded.scheduler_config.get("class_name")
+    if theirs != ours:
+        raise StateError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
+
+
+def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:
+    """Have a process of its own lead the session, whatever becomes of this one and its terminal.
+
+    `loop` is handed over: what it has recorded is on disk before the other begins. None: a leader exists.
+    The answer is the leader, or None where there was so little to do that it has come to its end.
+
+    Raises:
+        StateError: the process did not come to lead; its log says why.
+    """
+    if loop is not None:
+        loop.close()
+    clock, effects = RealClock(), Effects()
+    argv = [sys.executable, "-m", "oellm_autoexp.cli.main", "monitor", str(paths.state_dir)]
+    started = clock.monotonic()
+    child = None
+    while True:
+        leader = journal.leader_alive(paths)
+        if leader is not None:
+            return leader
+        if child is None:
+            child = effects.spawn(argv, env=os.environ, output=paths.daemon_log)
+        elif child.poll() is not None and not replay(paths).ended:
+            what = f"the loop in the background ended with exit code {child.returncode}"
+            raise StateError(
+                what, where=str(paths.daemon_log), hint=f"oellm-autoexp monitor {paths.state_dir}"
+            )
+        elif child.poll() is not None:
+            return None
+        if clock.monotonic() - started > DETACH_S:
+            what = f"the loop in the background did not begin within {DETACH_S:.0f} s"
+            raise StateError(what, where=str(paths.daemon_log), hint="look there; the jobs are not lost")
+        clock.wait(LOOK_S)
