@@ -81,7 +81,7 @@ class Loop:
         self._listener = listener
         self._warn = warn
         self._rules: dict[str, RuleSet] = {}
-        self._alarm = alarm if alarm is not None else Alarm(clock.wait)
+        self._alarm = alarm
         self._rest = Rest(scheduler.capabilities.poll_interval_s)
         self._observer = Observer(scheduler, paths, Checks(executor, effects), Series(effects))
         self._performer = Performer(
@@ -362,7 +362,7 @@ class Loop:
             LeadershipLost: a newer leader exists; nothing more is done here.
         """
         while True:
-            began, recorded = self._clock.monotonic(), self._recorded
+            recorded = self._recorded
             self.tick()
             on_tick(self.session)
             if self.finished and not inbox.pending(self._paths):
@@ -374,13 +374,17 @@ class Loop:
                     continue
                 self._snapshot(now, force=True)
                 return
-            self._alarm.watch([self._paths.inbox, *self._observer.places(self.session)])
-            took_s = self._clock.monotonic() - began
-            self._alarm.rest(*self._rest.after(took_s, changed=self._recorded > recorded))
+            rest_s = self._rest.after(changed=self._recorded > recorded)
+            if self._alarm is None:
+                self._clock.wait(rest_s)
+            else:
+                self._alarm.watch([self._paths.inbox, *self._observer.places(self.session)])
+                self._alarm.rest(rest_s)
 
     def close(self) -> None:
         """Say goodbye in the journal; jobs go on."""
-        self._alarm.stop()
+        if self._alarm is not None:
+            self._alarm.stop()
         self._observer.settle(self._clock.now(), every=True)
         self._snapshot(self._clock.now(), force=True)
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 LOCAL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
 #: The shortest and the longest rest between two ticks.
 MIN_REST_S, MAX_REST_S = 0.25, 5.0
-#: A tick may use at most this part of one CPU, however busy the logs are.
+#: The part of one CPU that a loop may use, however busy the logs are.
 MAX_LOAD = 0.05
 #: The rest grows by this much when nothing happened.
 CALM = 1.5
@@ -28,18 +29,22 @@ class Rest:
         self._longest_s = max(MIN_REST_S, min(MAX_REST_S, longest_s))
         self._rest_s = MIN_REST_S
 
-    def after(self, tick_s: float, *, changed: bool) -> tuple[float, float]:
-        """The seconds to rest: at least (even when woken), and at most."""
+    def after(self, *, changed: bool) -> float:
+        """The seconds to rest after a tick, unless woken."""
         self._rest_s = MIN_REST_S if changed else min(self._longest_s, self._rest_s * CALM)
-        least = max(MIN_REST_S, tick_s / MAX_LOAD)
-        return least, max(least, self._rest_s)
+        return self._rest_s
 
 
 class Alarm:
-    """Rings when a file in one of its directories changes. Does nothing where that cannot be known."""
+    """Rings when a file in one of its directories changes. Does nothing where that cannot be known.
 
-    def __init__(self, wait: Callable[[float], None]) -> None:
+    However often it rings, the ticks between use at most MAX_LOAD of one CPU. `cpu` tells the CPU seconds used.
+    """
+
+    def __init__(self, wait: Callable[[float], None], cpu: Callable[[], float] = time.process_time) -> None:
         self._wait = wait
+        self._cpu = cpu
+        self._used_s = cpu()
         self._rang = threading.Event()
         self._observer: Any = None
         self._watched: set[Path] = set()
@@ -65,15 +70,16 @@ class Alarm:
             self._observer.start()
         return self._observer
 
-    def rest(self, least_s: float, most_s: float) -> None:
-        """Wait `least_s`, and then until something happens, for at most `most_s` in all."""
+    def rest(self, most_s: float) -> None:
+        """Wait until something happens, for about `most_s` seconds."""
+        least_s = max(MIN_REST_S, (self._cpu() - self._used_s) / MAX_LOAD)
         self._wait(least_s)
-        if self._observer is None:
-            if most_s > least_s:
-                self._wait(most_s - least_s)
-        else:
-            self._rang.wait(most_s - least_s)
+        if self._observer is not None:
+            self._rang.wait(max(0.0, most_s - least_s))
             self._rang.clear()
+        elif most_s > least_s:
+            self._wait(most_s - least_s)
+        self._used_s = self._cpu()
 
     def stop(self) -> None:
         if self._observer is not None:

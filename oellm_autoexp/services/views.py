@@ -12,6 +12,9 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import format_duration
 from oellm_autoexp.store.series import last_values
 
+#: Signals of one look that are told one by one.
+MANY = 3
+
 
 def rows(session: Session, paths: SessionPaths, jobs: Sequence[Job], now: float) -> list[dict[str, Any]]:
     """One mapping a job: the contract of `status --json`, and more."""
@@ -40,8 +43,14 @@ def _row(job: Job, paths: SessionPaths, actions: tuple[int, int, int], now: floa
         "wall_s": round(sum(ran), 1),
         "lost_s": round(sum(_lost(past) for past in job.attempts), 1),
         "ended_by": [past.mode for past in job.attempts if past.mode],
-        "decisions": [past.decision for past in job.attempts if past.decision.startswith("restart")],
+        "decisions": [text for past in job.attempts if (text := _restarted(past))],
     }
+
+
+def _restarted(attempt: Attempt) -> str:
+    """The restart that followed an attempt, and why; "" where none did."""
+    kind, _, why = attempt.decision.partition(": ")
+    return f"{why}: {attempt.reason}" if kind == "restart" else ""
 
 
 def _ran(attempt: Attempt, now: float) -> float:
@@ -96,10 +105,10 @@ def columns(row: Mapping[str, Any], wanted: Sequence[str]) -> list[Scalar]:
 def timeline(events: Sequence[ev.Event], session: Session, job: Job) -> list[tuple[float, str]]:
     """What happened to a job and why, in the order of time."""
     name = job.spec.name
-    tokens = {attempt.token: attempt.number for attempt in job.attempts}
-    out: list[tuple[float, str]] = []
+    submitted = {attempt.token: attempt for attempt in job.attempts}
+    out: list[tuple[float, bool, str]] = []
     for event in events:
-        text = _submission(event, tokens) if hasattr(event, "token") else ""
+        text = _submission(event, submitted) if isinstance(event, ev.SubmitAccepted) else ""
         if getattr(event, "job", None) == name:
             text = told(event)
         elif isinstance(event, ev.ActionEnded) and session.actions[event.key].request.job == name:
@@ -109,14 +118,19 @@ def timeline(events: Sequence[ev.Event], session: Session, job: Job) -> list[tup
         elif isinstance(event, ev.JobAdded) and event.spec.name == name:
             text = "added to the session"
         if text:
-            out.append((event.at, text))
-    return out
+            # A log is read before the scheduler's answer is taken in: both are of one tick.
+            out.append((event.at, not isinstance(event, ev.AttemptStarted), text))
+    return [(at, text) for at, _, text in sorted(out, key=lambda item: item[:2])]
 
 
 def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, list[str]]:
     """What a person wants to know at the end: the cause, what was done about it, and what can be typed."""
     name, state_dir, attempt = job.spec.name, str(paths.state_dir), job.attempt
-    done = [f"attempt {past.number}: {past.decision}" for past in job.attempts if past.decision]
+    done = [
+        f"attempt {past.number}: {_restarted(past) or past.decision}"
+        for past in job.attempts
+        if past.decision
+    ]
     if attempt is not None and attempt.alive and attempt.cancel is not None:
         done.append(f"attempt {attempt.number} is being cancelled: {attempt.cancel.why}")
     carried = [state for state in session.actions.values() if state.request.job == name]
@@ -148,14 +162,12 @@ def most_telling(session: Session, limit: int) -> list[Job]:
     return [jobs[at] for at in sorted(ranked[:limit])]
 
 
-def _submission(event: ev.Event, tokens: Mapping[str, int]) -> str:
-    number = tokens.get(getattr(event, "token", ""))
-    if number is None:
+def _submission(event: ev.SubmitAccepted, submitted: Mapping[str, Attempt]) -> str:
+    attempt = submitted.get(event.token)
+    if attempt is None or attempt.ref is None:
         return ""
-    if isinstance(event, ev.SubmitAccepted):
-        how = "found again by its token" if event.adopted else "submitted"
-        return f"attempt {number} {how}: {', '.join(ref.id for ref in event.refs)}"
-    return ""
+    how = "found again by its token" if event.adopted else "submitted"
+    return f"attempt {attempt.number} {how}: {attempt.ref.id}"
 
 
 def told(event: ev.Event) -> str:
@@ -169,8 +181,9 @@ def told(event: ev.Event) -> str:
         case ev.AttemptEnded():
             return f"attempt {event.attempt} ended, {event.mode}: {event.reason}  [{event.evidence}]"
         case ev.SignalsFound() if event.signals:
-            found = "; ".join(f"{item.rule}: {item.line.strip()}" for item in event.signals)
-            return f"found in {event.file}: {found}"
+            found = "; ".join(f"{item.rule}: {item.line.strip()}" for item in event.signals[:MANY])
+            more = f"; and {len(event.signals) - MANY} more" if len(event.signals) > MANY else ""
+            return f"found in {event.file}: {found}{more}"
         case ev.CancelRequested():
             return f"attempt {event.attempt} is to be cancelled by {event.by}: {event.why}"
         case ev.RestartScheduled():
