@@ -228,7 +228,11 @@ class Performer:
         """A local attempt of its own, found again by a token after a crash of this program."""
         run = max(1, state.runs)
         if state.runs:
-            found = self._local.find([_token(key, run)])
+            try:
+                found = self._local.find([_token(key, run)])
+            except SchedulerUnavailable:
+                # It may run on the host of an earlier leader: it is neither repeated nor given up.
+                return
             if found:
                 self._running[key] = _Running(deed, found[_token(key, run)][0], run)
                 return
@@ -251,17 +255,18 @@ class Performer:
                 time_limit_s=None if deed.timeout_s is None else max(1, round(deed.timeout_s)),
             )
             refs = self._local.submit(Submission(token=_token(key, run), tasks=[task]))
-        except (OSError, SubmitDeferred):
+        except (OSError, SubmitDeferred, SubmitUnclear, SchedulerUnavailable):
             # Full disk, no process to be had: it stays open and is tried again.
             return
         self._running[key] = _Running(deed, refs[0], run)
 
     def _finish_running(self) -> None:
-        if not self._running:
-            return
-        facts = self._local.poll([running.ref for running in self._running.values()])
         for key, running in list(self._running.items()):
-            fact = facts[running.ref]
+            try:
+                # One by one: what ran on another host says nothing, and must not silence the others.
+                fact = self._local.poll([running.ref])[running.ref]
+            except SchedulerUnavailable:
+                continue
             if not fact.state.ended:
                 continue
             del self._running[key]
