@@ -8,6 +8,7 @@ and files are equal for every attempt and never hold a secret.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 # Two private-use characters frame a reference; they have no meaning in any text of a user.
@@ -57,6 +58,22 @@ def shown(text: str) -> str:
     if OPEN not in text:
         return text
     return _REFERENCE.sub(lambda match: "${" + match.group(1) + "}", text)
+
+
+def expanded(text: str, environ: Mapping[str, str]) -> str:
+    """The text with the values themselves, for a process that is about to use them; never to be written.
+
+    Raises:
+        ValueError: a variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in environ:
+            raise ValueError(f"{name} is not set in the environment of the loop")
+        return environ[name]
+
+    return _REFERENCE.sub(value, text)
 
 
 @lru_cache(maxsize=1024)

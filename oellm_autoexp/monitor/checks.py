@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from oellm_autoexp.config.sockets import AllOf, AnyOf, Check, CommandCheck, FileCheck, Not
+from oellm_autoexp.core import symbols
 from oellm_autoexp.core.lifecycle import Gate
 from oellm_autoexp.store.effects import Effects
 
@@ -112,8 +114,14 @@ def _combine(
 
 
 def _command(check: CommandCheck, effects: Effects) -> tuple[Gate, str]:
-    argv = ["/bin/sh", "-c", check.command] if isinstance(check.command, str) else list(check.command)
-    shown = check.command if isinstance(check.command, str) else " ".join(check.command)
+    if isinstance(check.command, str):
+        argv, shown = ["/bin/sh", "-c", check.command], check.command
+    else:
+        shown = symbols.shown(" ".join(check.command))
+        try:
+            argv = [symbols.expanded(word, os.environ) for word in check.command]
+        except ValueError as error:
+            return Gate.UNKNOWN, f"`{shown}`: {error}"
     try:
         done = effects.call(
             "check",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from oellm_autoexp.config.sockets import (
     Task,
 )
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core import symbols
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import JobState, Scalar, SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.session import ActionState, OpenSubmission, Session
@@ -38,6 +40,7 @@ from oellm_autoexp.errors import (
 from oellm_autoexp.monitor.checks import Executor
 from oellm_autoexp.monitor.observe import fields_of
 from oellm_autoexp.monitor.rules import RuleSet
+from oellm_autoexp.rendering import shell
 from oellm_autoexp.store.effects import Effects
 
 #: Command actions that run at once.
@@ -251,7 +254,6 @@ class Performer:
                 script_path=str(script),
                 log_path=str(directory / "log"),
                 attempt_dir=str(directory),
-                environment=dict(deed.environment),
                 time_limit_s=None if deed.timeout_s is None else max(1, round(deed.timeout_s)),
             )
             refs = self._local.submit(Submission(token=_token(key, run), tasks=[task]))
@@ -290,15 +292,15 @@ class Performer:
             self._end(key, ok=False, reason=reason, exit_code=fact.exit_code)
 
     def _append(self, key: str, state: ActionState, deed: AppendText) -> None:
-        path, data = Path(deed.path), deed.text.encode()
+        path, text = Path(deed.path), symbols.shown(deed.text)
         try:
-            if state.position is not None and _holds(path, state.position, data):
+            if state.position is not None and _holds(path, state.position, text.encode()):
                 self._end(key, ok=True)
                 return
             position = path.stat().st_size if path.exists() else 0
             self._record(ev.ActionSpawned(at=self._clock(), key=key, run=state.runs + 1, position=position))
             self._commit()
-            self._effects.append_text(path, deed.text)
+            self._effects.append_text(path, text)
         except OSError as error:
             self._end(key, ok=False, reason=f"{path}: {error.strerror}")
         else:
@@ -317,12 +319,18 @@ class Performer:
                 self._end(key, ok=status < 400, reason=f"HTTP {status}")
 
     def _change_job(self, key: str, request: ev.ActionRequested, deed: EndJob | RestartJob) -> None:
-        now = self._clock()
+        now, why = self._clock(), symbols.shown(deed.why)
         job = self._session.jobs.get(request.job)
         if job is not None and not job.state.ended:
             if isinstance(deed, EndJob):
                 self._record(
-                    ev.EndWished(at=now, job=request.job, why=deed.why, by=request.action, mode=deed.mode)
+                    ev.EndWished(
+                        at=now,
+                        job=request.job,
+                        why=why,
+                        by=request.action,
+                        mode=deed.mode,
+                    )
                 )
             elif job.live is not None and job.live.number == request.attempt and job.live.cancel is None:
                 self._record(
@@ -330,7 +338,7 @@ class Performer:
                         at=now,
                         job=request.job,
                         attempt=request.attempt,
-                        why=deed.why,
+                        why=why,
                         by=request.action,
                         mode=deed.mode,
                     )
@@ -352,7 +360,9 @@ def _token(key: str, run: int) -> str:
 def _script(deed: RunCommand, guard: Path) -> str:
     """The action as a script under the guard, like any attempt."""
     argv = ["/bin/sh", "-c", deed.command] if isinstance(deed.command, str) else list(deed.command)
-    inner = [f"cd {shlex.quote(deed.cwd)}"] if deed.cwd else []
+    inner = shell.exports(deed.environment)
+    if deed.cwd:
+        inner.append(f"cd {shell.quote(deed.cwd)}")
     lines = [
         "#!/bin/bash",
         'if [ "${1:-}" != --claimed ]; then',
@@ -360,7 +370,7 @@ def _script(deed: RunCommand, guard: Path) -> str:
         "fi",
         "set -e",
         *inner,
-        f"exec {shlex.join(argv)}",
+        f"exec {shell.join(argv)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -382,10 +392,11 @@ def post(deed: PostJson, effects: Effects) -> int:
         OSError: nobody answered.
     """
     if not deed.url.startswith(("http://", "https://")):
-        raise ValueError(f"{deed.url} is not an http address")
-    body = json.dumps(_plain(deed.body)).encode()
+        raise ValueError(f"{symbols.shown(deed.url)} is not an http address")
+    url = symbols.expanded(deed.url, os.environ)
+    body = json.dumps({str(key): _sent(value) for key, value in deed.body.items()}).encode()
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(deed.url, data=body, headers=headers, method="POST")  # noqa: S310
+    request = urllib.request.Request(url, data=body, headers=headers, method="POST")  # noqa: S310
 
     def call() -> int:
         try:
@@ -395,8 +406,8 @@ def post(deed: PostJson, effects: Effects) -> int:
         except urllib.error.HTTPError as error:
             return error.code
 
-    return effects.call("post", deed.url, call)
+    return effects.call("post", symbols.shown(deed.url), call)
 
 
-def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in body.items()}
+def _sent(value: Any) -> Any:
+    return symbols.expanded(value, os.environ) if isinstance(value, str) else value

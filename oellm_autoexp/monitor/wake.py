@@ -38,7 +38,7 @@ class Rest:
 class Alarm:
     """Rings when a file in one of its directories changes. Does nothing where that cannot be known.
 
-    However often it rings, the ticks between use at most MAX_LOAD of one CPU. `cpu` tells the CPU seconds used.
+    However often it rings, the ticks between use at most MAX_LOAD of one CPU; `cpu` tells the seconds used.
     """
 
     def __init__(self, wait: Callable[[float], None], cpu: Callable[[], float] = time.process_time) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from oellm_autoexp.core import symbols
 from oellm_autoexp.core.model import Scalar
 
 # `{{` and `}}` are literal braces; `${…}` is the shell's; a name is what a named group or parameter can be.
@@ -23,6 +24,8 @@ def names(text: str | Sequence[str]) -> frozenset[str]:
 def fill(text: str, fields: Mapping[str, Scalar], *, quote: bool = False) -> str:
     """The text with its placeholders filled; with `quote` each value is one word to a shell.
 
+    A reference to the attempt's number becomes the number. One to a secret stays, or becomes the shell's own.
+
     Raises:
         KeyError: a field is missing.
     """
@@ -34,7 +37,10 @@ def fill(text: str, fields: Mapping[str, Scalar], *, quote: bool = False) -> str
         plain = "" if found is None else str(found)
         return shlex.quote(plain) if quote else plain
 
-    return _PLACEHOLDER.sub(value, text)
+    number = fields.get("attempt", "")
+    text = text.replace(symbols.reference(symbols.ATTEMPT_VARIABLE), "" if number is None else str(number))
+    filled = _PLACEHOLDER.sub(value, text)
+    return symbols.shown(filled) if quote else filled
 
 
 def fill_command(command: str | Sequence[str], fields: Mapping[str, Scalar]) -> str | tuple[str, ...]:
