@@ -1,0 +1,291 @@
+"""How fast logs are searched for signals, against a loop that tries each pattern on each line.
+
+    python benchmarks/log_scan.py [MEGABYTES]
+
+Twenty patterns, three logs of 200 MB: a mix as training writes it, one where every line is a metric, one where
+matches are rare. A log is a seeded piece of 25 MB, repeated; it is read through `LogWatcher.look`, cursor by
+cursor, as the loop does, from the page cache. The peers search the first 8 MB of the same file: `each pattern`
+is a `re` search per pattern and line with the groups of every match, `one alternation` tries all patterns at
+once first and only then each one (what overlaps is kept). Both get lines that are split already.
+
+What was found is compared with `each pattern` on the whole piece, shifted for each repetition: rule, byte offset
+and fields of each match. Memory is the peak of the resident set above the one before.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oellm_autoexp.core.model import Cursor
+from oellm_autoexp.core.signals import SignalRule
+from oellm_autoexp.monitor.scan import LogWatcher
+
+PIECE, PEER_BYTES = 25_000_000, 8_000_000
+
+PATTERNS = {
+    "iteration": (
+        r"iteration +(?P<iteration>\d+)/ *(?P<total>\d+) \| consumed samples: +(?P<samples>\d+) \| "
+        r"elapsed time per iteration \(ms\): (?P<ms>[\d.]+) \| learning rate: (?P<lr>\S+) \| "
+        r"global batch size: +\d+ \| lm loss: (?P<loss>\S+)"
+    ),
+    "saved": r"successfully saved checkpoint from iteration +(?P<step>\d+) to (?P<path>\S+)",
+    "loading": r"loading checkpoint from (?P<path>\S+) at iteration (?P<step>\d+)",
+    "validation": r"validation loss at iteration (?P<step>\d+) \| lm loss value: (?P<loss>\S+)",
+    "nan": r"(?i)\bloss(?: is|:)? (?:nan|inf)\b",
+    "oom": r"CUDA out of memory|torch\.OutOfMemoryError|HIP out of memory",
+    "host_oom": r"(?i)oom[-_ ]kill|out of memory: killed process",
+    "nccl": r"NCCL (?:error|WARN Timeout)|ncclSystemError|ncclRemoteError",
+    "watchdog": r"Watchdog caught collective operation timeout: (?P<what>.*)",
+    "traceback": r"^(?:\[rank(?P<rank>\d+)\]: )?Traceback \(most recent call last\)",
+    "time_limit": r"CANCELLED AT \S+ DUE TO TIME LIMIT",
+    "preempted": r"DUE TO PREEMPTION",
+    "node": r"(?i)node failure|slurmstepd: error: .*node (?P<node>\S+)",
+    "exit_code": r"exited with exit code (?P<code>\d+)",
+    "segfault": r"Segmentation fault|Bus error|core dumped",
+    "disk": r"No space left on device|Disk quota exceeded",
+    "ecc": r"(?i)uncorrectable ecc error|xid (?P<xid>\d+)",
+    "module": r"ModuleNotFoundError: No module named '(?P<name>[^']+)'",
+    "connection": r"ConnectionRefusedError|connection reset by peer",
+    "done": r"^training finished after (?P<steps>\d+) iterations",
+}
+#: No word is in every match: it is tried on each line.
+WORDLESS = {"epoch": r"^\s*(?P<percent>\d+)%.*?(?P<done>\d+)/(?P<total>\d+)$"}
+#: A mode without an action counts once, a rule of metrics is a gauge; actions want each match.
+MODES = {
+    "nan": "crash.nan",
+    "oom": "crash.oom",
+    "host_oom": "crash.oom",
+    "nccl": "crash.nccl",
+    "watchdog": "crash.nccl",
+    "traceback": "crash",
+    "time_limit": "timeout",
+    "preempted": "preempted",
+    "node": "crash.node_failure",
+    "exit_code": "crash",
+    "segfault": "crash",
+    "disk": "crash.disk",
+    "ecc": "crash.node_failure",
+    "module": "crash.config",
+    "connection": "crash",
+    "done": "success",
+}
+
+
+def rules(*, wordless: bool, limits: bool) -> list[SignalRule]:
+    out = []
+    for name, pattern in {**PATTERNS, **(WORDLESS if wordless else {})}.items():
+        config: dict[str, Any] = {"pattern": pattern}
+        if not limits:
+            config["action"] = "tell"
+        elif name in MODES:
+            config["mode"] = MODES[name]
+        elif name in ("iteration", "validation", "epoch"):
+            config["metrics"] = True
+        else:
+            config |= {"action": "tell", "match": 100}
+        out.append(SignalRule.from_config(name, config))
+    return out
+
+
+# ---------------------------------------------------------------- logs
+
+
+def metric(rng: random.Random, step: int) -> str:
+    return (
+        f" [2026-01-12 10:{step // 60 % 60:02}:{step % 60:02}] iteration {step:8}/  500000 | consumed samples: "
+        f"{step * 512:12} | elapsed time per iteration (ms): {rng.uniform(400, 900):.1f} | learning rate: "
+        f"{rng.random() / 1e4:.6E} | global batch size:   512 | lm loss: {rng.uniform(2, 9):.6E} | loss scale: "
+        f"1.0 | grad norm: {rng.random():.3f} | number of skipped iterations:   0 | number of nan iterations:   0 |"
+    )
+
+
+def event(rng: random.Random, step: int) -> str:
+    return rng.choice(
+        [
+            f"  successfully saved checkpoint from iteration {step:7} to /scratch/project/run{step % 7}/checkpoints",
+            f" validation loss at iteration {step} | lm loss value: {rng.uniform(2, 9):.6E} | lm loss PPL: 12.1",
+            "[rank3]: Traceback (most recent call last):",
+            "[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 3 has a total",
+            "nid001234:8123:8222 [0] transport/net.cc:111 NCCL WARN Timeout waiting for connection reset by peer",
+            f"srun: error: nid00{step % 9999:04}: task 7: Exited with exit code 1, exited with exit code 1",
+            "step 12: loss is NaN, skipped; Loss: nan",
+            f"kernel: NVRM: Xid {step % 120} (PCI:0000:c1:00): uncorrectable ECC error",
+        ]
+    )
+
+
+def other(rng: random.Random, step: int) -> str:
+    node = f"nid{rng.randrange(1000, 9999):06}"
+    return rng.choice(
+        [
+            f"{node}:{rng.randrange(90000)}:{rng.randrange(90000)} [{step % 8}] NCCL INFO Channel {step % 32:02}/0 : "
+            f"{step % 64}[{step % 8}] -> {(step + 1) % 64}[{(step + 1) % 8}] via P2P/IPC/read",
+            f"2026-01-12 10:11:{step % 60:02},{rng.randrange(1000):03} INFO [trainer.data] shard {step % 977:05} of 00977: "
+            f"{rng.randrange(10**6)} documents, {rng.randrange(10**9)} tokens, cache hit, prefetch depth {step % 16}",
+            f"    (mlp.{step % 48}): ColumnParallelLinear(in_features=4096, out_features=16384, bias=False, tp={step % 8})",
+            f"  adam_beta{step % 3} " + "." * rng.randrange(20, 40) + f" {rng.random():.4f}",
+            f"{node}: (min, max) time across ranks (ms): forward-backward ......: ({rng.uniform(300, 400):.2f}, "
+            f"{rng.uniform(400, 500):.2f}) optimizer ......: ({rng.uniform(3, 4):.2f}, {rng.uniform(4, 5):.2f})",
+            f"/usr/lib/python3.11/site-packages/torch/distributed/c10d_logger.py:{step % 99}: FutureWarning: `torch.library."
+            f"impl_abstract` was renamed to `torch.library.register_fake` [rank {step % 64}]",
+            f"[{node}:{step % 8}] gpu mem {rng.uniform(10, 60):.1f} GiB allocated, größter Block {rng.uniform(1, 9):.2f} GiB",
+        ]
+    )
+
+
+def piece(mix: str) -> bytes:
+    """Whole lines of about PIECE bytes."""
+    rng = random.Random(mix)
+    lines, size, step = [], 0, 0
+    while size < PIECE:
+        step += 1
+        if mix == "metrics":
+            line = metric(rng, step)
+        elif mix == "rare":
+            line = event(rng, step) if step % 20_000 == 0 else other(rng, step)
+        else:
+            line = metric(rng, step) if step % 50 == 0 else event(rng, step) if step % 1000 == 1 else other(rng, step)
+        lines.append(line)
+        size += len(line) + 1
+    return "\n".join([*lines, ""]).encode()
+
+
+# ---------------------------------------------------------------- peers
+
+Found = tuple[int, str, Mapping[str, Any]]
+
+
+def each_pattern(data: bytes, watched: Sequence[SignalRule]) -> Iterator[Found]:
+    """Every match of every pattern on every line."""
+    offset = 0
+    for line in data.split(b"\n"):
+        text = line.decode("utf-8", "replace")
+        for rule in watched:
+            match = rule.regex.search(text)
+            if match is not None:
+                yield offset, rule.name, match.groupdict()
+        offset += len(line) + 1
+
+
+def one_alternation(data: bytes, watched: Sequence[SignalRule]) -> Iterator[Found]:
+    """All patterns at once; on the lines where one matches, each of them."""
+    parts = [re.sub(r"\(\?P<\w+>", "(?:", rule.regex.pattern) for rule in watched]
+    parts = [f"(?i:{part[4:]})" if part.startswith("(?i)") else f"(?:{part})" for part in parts]
+    anything = re.compile("|".join(parts), re.ASCII).search
+    offset = 0
+    for line in data.split(b"\n"):
+        text = line.decode("utf-8", "replace")
+        if anything(text) is not None:
+            for rule in watched:
+                match = rule.regex.search(text)
+                if match is not None:
+                    yield offset, rule.name, match.groupdict()
+        offset += len(line) + 1
+
+
+def timed(peer: Callable[[bytes, Sequence[SignalRule]], Iterator[Found]], data: bytes, watched: list[SignalRule]) -> float:
+    """MB/s of CPU time."""
+    begin = time.process_time()
+    for _ in peer(data, watched):
+        pass
+    return len(data) / 1e6 / (time.process_time() - begin)
+
+
+# ---------------------------------------------------------------- ours
+
+
+def scan(path: Path, watched: list[SignalRule], take: Callable[[Any], None]) -> tuple[float, float]:
+    """(MB/s of CPU time, MB of memory on top)."""
+    watcher, cursor, matches = LogWatcher(watched), Cursor(), dict[str, int]()
+    spent, more = 0.0, True
+    gc.collect()
+    before = resident(peak=False)
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): begin the peak anew
+    while more:
+        begin = time.process_time()
+        seen = watcher.look("log", path, cursor, matches, drain=True)
+        spent += time.process_time() - begin
+        cursor, matches, more = seen.cursor, seen.findings.matches, seen.more
+        take(seen.findings)
+    return path.stat().st_size / 1e6 / spent, resident(peak=True) - before
+
+
+def resident(*, peak: bool) -> float:
+    """Megabytes of this process in memory."""
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1]) / 1000
+    raise SystemExit("this needs Linux")
+
+
+class Checked:
+    """Compares signals, as they come in, with the oracle's, repetition by repetition."""
+
+    def __init__(self, oracle: Sequence[Found], size: int, times: int, watched: Sequence[SignalRule]) -> None:
+        self._expected = self._walk(oracle, size, times, watched)
+        self.count = 0
+
+    @staticmethod
+    def _walk(oracle: Sequence[Found], size: int, times: int, watched: Sequence[SignalRule]) -> Iterator[Found]:
+        by_name = {rule.name: rule for rule in watched if not rule.gauge}
+        counts = dict.fromkeys(by_name, 0)
+        for repetition in range(times):
+            for offset, name, fields in oracle:
+                rule = by_name.get(name)
+                if rule is not None and (rule.limit is None or counts[name] < rule.limit):
+                    counts[name] += 1
+                    yield offset + repetition * size, name, fields
+
+    def __call__(self, findings: Any) -> None:
+        for signal in findings.signals:
+            self.count += 1
+            expected = next(self._expected, None)
+            if expected != (signal.offset, signal.rule, signal.fields):
+                raise SystemExit(f"not what the oracle found:\n{signal}\n{expected}")
+
+    def end(self) -> None:
+        missing = next(self._expected, None)
+        if missing is not None:
+            raise SystemExit(f"missed: {missing}")
+
+
+def main() -> None:
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    print(f"{'log':<9}{'rules':<28}{'ours':>7} MB/s{'each pattern':>15}{'ratio':>7}{'one alternation':>18}{'ratio':>7}{'memory':>10}")
+    with tempfile.TemporaryDirectory(prefix="autoexp-bench-") as directory:
+        for mix in ("training", "metrics", "rare"):
+            data = piece(mix)
+            times = -(-megabytes * 1_000_000 // len(data))
+            path = Path(directory) / mix
+            with path.open("wb") as file:
+                for _ in range(times):
+                    file.write(data)
+            part = data[: data.rfind(b"\n", 0, PEER_BYTES) + 1]
+            for wordless in (False, True):
+                watched = rules(wordless=wordless, limits=False)
+                oracle = list(each_pattern(data, watched))
+                naive, combined = timed(each_pattern, part, watched), timed(one_alternation, part, watched)
+                for limits in (False, True):
+                    watched = rules(wordless=wordless, limits=limits)
+                    checked = Checked(oracle, len(data), times, watched)
+                    speed, memory = scan(path, watched, checked)
+                    checked.end()
+                    which = ("limits, gauges" if limits else "every match") + (", 1 wordless" if wordless else "")
+                    print(
+                        f"{mix:<9}{which:<28}{speed:>7.0f} MB/s{naive:>10.1f} MB/s{speed / naive:>7.0f}"
+                        f"{combined:>13.1f} MB/s{speed / combined:>7.0f}{memory:>7.1f} MB  {checked.count} signals, as the oracle"
+                    , flush=True)
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()
