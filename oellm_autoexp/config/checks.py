@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from compoconf import parse_config
 
 from oellm_autoexp.config.files import is_text_option, not_text
-from oellm_autoexp.config.schema import FILES, PATHS, InPlace, option
+from oellm_autoexp.config.schema import FILES, PATHS, option
 from oellm_autoexp.config.sockets import ActionInterface, made
 from oellm_autoexp.config.typed import HINTS, faults_of, is_open, shown
 from oellm_autoexp.core.model import MODES, mode_root
 from oellm_autoexp.core.signals import SignalRule
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
-from oellm_autoexp.sweep.scalars import kind_of
 
 #: What an action may name of any job, beside the job's parameters and what its signal provides.
 JOB_FIELDS = frozenset(
@@ -38,8 +37,6 @@ JOB_FIELDS = frozenset(
 )
 #: The sections that `rules` looks at.
 RULES = ("monitoring", "restart_policies", "actions", "conditions", "job")
-
-_CONDITION = get_type_hints(InPlace)["condition"]
 
 
 def rules(raw: Mapping[str, Any], parameters: Collection[str] = ()) -> Iterator[Fault]:
@@ -159,17 +156,9 @@ def _modes(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[Fault]:
 def _conditions(job: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterator[Fault]:
     for name in ("start_condition", "cancel_condition", "finish_condition"):
         wanted, key = job.get(name), f"job.{name}"
-        if wanted is None or is_open(wanted):
-            continue
-        if isinstance(wanted, str):
-            if wanted not in conditions:
-                hint = did_you_mean(wanted, conditions) or f"add `conditions: {{{wanted}: …}}`"
-                yield Fault(key=key, what=f"there is no condition `{wanted}`", value=wanted, hint=hint)
-        elif isinstance(wanted, Mapping):
-            yield from faults_of(_CONDITION, wanted, key)
-        else:
-            what = f"must be the name of a condition or a mapping, not a {kind_of(wanted)}"
-            yield Fault(key=key, what=what, value=shown(wanted))
+        if isinstance(wanted, str) and not is_open(wanted) and wanted not in conditions:
+            hint = did_you_mean(wanted, conditions) or f"add `conditions: {{{wanted}: …}}`"
+            yield Fault(key=key, what=f"there is no condition `{wanted}`", value=wanted, hint=hint)
 
 
 def slurm(section: Any) -> Iterator[Fault]:

@@ -105,9 +105,9 @@ class JobConfig:
     Each of these may be swept, with or without `job.` before it where no other section has the name.
     """
 
-    start_condition: Any = None
-    cancel_condition: Any = None
-    finish_condition: Any = None
+    start_condition: ConditionConfig | str | None = None
+    cancel_condition: ConditionConfig | str | None = None
+    finish_condition: ConditionConfig | str | None = None
     start_condition_cmd: str | None = None
     start_condition_interval_seconds: float | None = None
     termination_string: str | None = None
@@ -175,22 +175,9 @@ class _Policies:
     entries: dict[str, RestartPolicyConfig] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
-class InPlace:
-    """A condition that was written in place."""
-
-    condition: ConditionConfig
-
-
 def parse_rules(config: Mapping[str, Any]) -> RulesConfig:
     """The rules mapping of the journal as typed sections."""
     raw = {key: value for key, value in config.items() if value}
     signals = dict((raw.get("monitoring") or {}).get("log_signals") or {})
     parsed: RulesConfig = parse_config(RulesConfig, {**raw, "log_signals": signals}, strict_types=True)
     return parsed
-
-
-def parse_condition(config: Mapping[str, Any]) -> Any:
-    """A condition that was written in place."""
-    parsed: InPlace = parse_config(InPlace, {"condition": dict(config)}, strict_types=True)
-    return parsed.condition

@@ -74,9 +74,10 @@ class Checks:
                 entry.value, entry.why = Gate.UNKNOWN, str(error)
         return entry.value, entry.why
 
-    def forget(self, job: str, kind: str) -> None:
-        """Ask anew next time: the value belonged to an earlier attempt."""
-        self._entries.pop((job, kind), None)
+    def forget(self, job: str) -> None:
+        """Ask anew next time: what is known was true of an earlier life of the job."""
+        for key in [key for key in self._entries if key[0] == job]:
+            del self._entries[key]
 
 
 def evaluate(check: Check, effects: Effects) -> tuple[Gate, str]:

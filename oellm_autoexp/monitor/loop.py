@@ -113,6 +113,8 @@ class Loop:
         self._journal.append(event)
         self._changed = True
         self._recorded += 1
+        if isinstance(event, (ev.JobRetried, ev.JobUpdated)):
+            self._observer.forget(event.job)
         self._listener(event)
 
     def _commit(self) -> None:

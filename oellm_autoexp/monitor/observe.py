@@ -50,7 +50,8 @@ class _Watch:
     #: How far files are read. Bytes without a signal need no record: read again, they say the same.
     cursors: dict[str, Cursor] = field(default_factory=dict)
     matches: Mapping[str, int] = field(default_factory=dict)
-    journaled: dict[str, int] = field(default_factory=dict)
+    #: The cursors that the journal has.
+    journaled: dict[str, Cursor] = field(default_factory=dict)
 
 
 class Observer:
@@ -76,7 +77,13 @@ class Observer:
         """
         live = [job.live for job in session.jobs.values()]
         refs = [a.ref for a in live if a is not None and a.ref is not None and a.phase is not Phase.ENDED]
-        return self._scheduler.poll(refs) if refs else {}
+        try:
+            return self._scheduler.poll(refs) if refs else {}
+        except SchedulerUnavailable:
+            # Whether anything ran until the next answer nobody will know.
+            for watch in self._watches.values():
+                watch.looked_at = None
+            raise
 
     def places(self, session: Session) -> set[Path]:
         """The directories where the logs of live jobs grow."""
@@ -153,22 +160,25 @@ class Observer:
         watch = self._watches.get(job.spec.name)
         if watch is None or watch.attempt != attempt.number:
             watch = self._watches[job.spec.name] = _Watch(
-                attempt=attempt.number, cursors=dict(job.cursors), matches=job.matches
+                attempt=attempt.number,
+                cursors=dict(job.cursors),
+                matches=job.matches,
+                journaled=dict(job.cursors),
             )
         grown, complete, moved = 0, True, False
         for name, path in files_of(job, attempt).items():
             while True:
-                cursor = watch.cursors.get(name, Cursor())
-                found = rules.watcher.look(name, path, cursor, watch.matches, drain=ended)
+                found = rules.watcher.look(
+                    name, path, watch.cursors.get(name, Cursor()), watch.matches, drain=ended
+                )
                 grown += found.grown_bytes
                 complete = complete and not found.unknown
-                moved = self._take(job, attempt, found.findings, now, ended, watch, record) or moved
+                # The cursor travels with what was found before it: neither lost nor repeated.
+                keep = bool(found.findings.signals) or _is_far(name, found.cursor, watch, ended)
+                moved = self._take(job, attempt, found.findings, now, keep or ended, watch, record) or moved
                 watch.cursors[name] = found.cursor
-                far = found.cursor.offset - watch.journaled.get(name, 0) >= JOURNAL_EVERY_BYTES
-                renewed = found.cursor.generation != cursor.generation
-                # The cursor travels with the signals found before it: neither lost nor repeated.
-                if found.findings.signals or far or renewed:
-                    watch.journaled[name] = found.cursor.offset
+                if keep:
+                    watch.journaled[name] = found.cursor
                     record(
                         ev.SignalsFound(
                             at=now,
@@ -184,7 +194,8 @@ class Observer:
                 if not (ended and found.more):
                     complete = complete and not found.more
                     break
-        self._count(watch, fact, grown, moved, complete, now)
+        counted = rules.lifecycle.progress_known or job.high_water or self._marks.get(job.spec.name)
+        self._count(watch, fact, grown, moved or not counted, complete, now)
         return complete
 
     def _take(
@@ -193,11 +204,14 @@ class Observer:
         attempt: Attempt,
         findings: Findings,
         now: float,
-        ended: bool,
+        settle: bool,
         watch: _Watch,
         record: Callable[[ev.Event], None],
     ) -> bool:
-        """Metrics to the series, counters to high-water marks; whether a counter moved ahead."""
+        """Metrics to the series, counters to high-water marks; whether a counter moved ahead.
+
+        With `settle` the marks go to the journal, however recent the last ones are.
+        """
         name = job.spec.name
         if findings.metrics:
             self._series.add(self._paths.series(name), attempt.number, findings.metrics, now)
@@ -211,7 +225,7 @@ class Observer:
             if value > max(marks.get(counter, float("-inf")), job.high_water.get(counter, float("-inf"))):
                 marks[counter] = value
                 moved = True
-        due = watch.progress_at is None or now - watch.progress_at >= PROGRESS_INTERVAL_S or ended
+        due = watch.progress_at is None or now - watch.progress_at >= PROGRESS_INTERVAL_S or settle
         if due:
             for counter, value in marks.items():
                 if value > job.high_water.get(counter, float("-inf")):
@@ -240,6 +254,10 @@ class Observer:
 
     # ---- conditions
 
+    def forget(self, job: str) -> None:
+        """A job begins anew: what its conditions said before means nothing."""
+        self._checks.forget(job)
+
     def start_gate(self, job: Job, rules: RuleSet, now: float) -> tuple[Gate, str]:
         """Whether a waiting job may start."""
         if rules.start is None:
@@ -256,6 +274,20 @@ class Observer:
         check = condition.check(fields_of(job))
         value, _ = self._checks.value(job.spec.name, kind, check, interval_s=rules.start_interval_s, now=now)
         return value
+
+
+def _is_far(name: str, cursor: Cursor, watch: _Watch, ended: bool) -> bool:
+    """Whether a cursor goes to the journal though it stands behind no signal.
+
+    At the end of an attempt it does where the file (any but the log) goes on in the next one, which must
+    not find again what was counted in this one.
+    """
+    saved = watch.journaled.get(name, Cursor())
+    return (
+        cursor.offset - saved.offset >= JOURNAL_EVERY_BYTES
+        or cursor.generation != saved.generation
+        or (ended and name != "log" and cursor != saved)
+    )
 
 
 def files_of(job: Job, attempt: Attempt) -> dict[str, Path]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from oellm_autoexp.config.schema import RulesConfig, parse_condition, parse_rules
+from oellm_autoexp.config.schema import RulesConfig, parse_rules
 from oellm_autoexp.config.sockets import (
     ActionInterface,
     ConditionInterface,
@@ -105,5 +105,4 @@ def _condition(parsed: RulesConfig, wanted: Any) -> ConditionInterface | None:
     """A condition by the name of an entry under `conditions`, or written in place."""
     if wanted is None:
         return None
-    entry = parsed.conditions[wanted] if isinstance(wanted, str) else parse_condition(wanted)
-    return made(ConditionInterface, entry)
+    return made(ConditionInterface, parsed.conditions[wanted] if isinstance(wanted, str) else wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from oellm_autoexp.core.error_lines import error_lines
@@ -60,16 +60,17 @@ class LogWatcher:
 
         A missing file is one without news. A file that was cut, replaced or rewritten starts a generation.
         """
+        nothing = FileFindings(cursor, findings=Findings(matches=dict(matches)))
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return FileFindings(cursor)
+            return nothing
         except OSError as error:
-            return FileFindings(cursor, unknown=f"{path}: {error.strerror}")
+            return replace(nothing, unknown=f"{path}: {error.strerror}")
         try:
             return self._read(fd, name, cursor, matches, max_bytes, drain)
         except OSError as error:
-            return FileFindings(cursor, unknown=f"{path}: {error.strerror}")
+            return replace(nothing, unknown=f"{path}: {error.strerror}")
         finally:
             os.close(fd)
 
