@@ -152,7 +152,13 @@ def piece(mix: str) -> bytes:
         elif mix == "rare":
             line = event(rng, step) if step % 20_000 == 0 else other(rng, step)
         else:
-            line = metric(rng, step) if step % 50 == 0 else event(rng, step) if step % 1000 == 1 else other(rng, step)
+            line = (
+                metric(rng, step)
+                if step % 50 == 0
+                else event(rng, step)
+                if step % 1000 == 1
+                else other(rng, step)
+            )
         lines.append(line)
         size += len(line) + 1
     return "\n".join([*lines, ""]).encode()
@@ -191,7 +197,9 @@ def one_alternation(data: bytes, watched: Sequence[SignalRule]) -> Iterator[Foun
         offset += len(line) + 1
 
 
-def timed(peer: Callable[[bytes, Sequence[SignalRule]], Iterator[Found]], data: bytes, watched: list[SignalRule]) -> float:
+def timed(
+    peer: Callable[[bytes, Sequence[SignalRule]], Iterator[Found]], data: bytes, watched: list[SignalRule]
+) -> float:
     """MB/s of CPU time."""
     begin = time.process_time()
     for _ in peer(data, watched):
@@ -235,7 +243,9 @@ class Checked:
         self.count = 0
 
     @staticmethod
-    def _walk(oracle: Sequence[Found], size: int, times: int, watched: Sequence[SignalRule]) -> Iterator[Found]:
+    def _walk(
+        oracle: Sequence[Found], size: int, times: int, watched: Sequence[SignalRule]
+    ) -> Iterator[Found]:
         by_name = {rule.name: rule for rule in watched if not rule.gauge}
         counts = dict.fromkeys(by_name, 0)
         for repetition in range(times):
@@ -260,7 +270,9 @@ class Checked:
 
 def main() -> None:
     megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    print(f"{'log':<9}{'rules':<28}{'ours':>7} MB/s{'each pattern':>15}{'ratio':>7}{'one alternation':>18}{'ratio':>7}{'memory':>10}")
+    print(
+        f"{'log':<9}{'rules':<28}{'ours':>7} MB/s{'each pattern':>15}{'ratio':>7}{'one alternation':>18}{'ratio':>7}{'memory':>10}"
+    )
     with tempfile.TemporaryDirectory(prefix="autoexp-bench-") as directory:
         for mix in ("training", "metrics", "rare"):
             data = piece(mix)
@@ -279,11 +291,14 @@ def main() -> None:
                     checked = Checked(oracle, len(data), times, watched)
                     speed, memory = scan(path, watched, checked)
                     checked.end()
-                    which = ("limits, gauges" if limits else "every match") + (", 1 wordless" if wordless else "")
+                    which = ("limits, gauges" if limits else "every match") + (
+                        ", 1 wordless" if wordless else ""
+                    )
                     print(
                         f"{mix:<9}{which:<28}{speed:>7.0f} MB/s{naive:>10.1f} MB/s{speed / naive:>7.0f}"
-                        f"{combined:>13.1f} MB/s{speed / combined:>7.0f}{memory:>7.1f} MB  {checked.count} signals, as the oracle"
-                    , flush=True)
+                        f"{combined:>13.1f} MB/s{speed / combined:>7.0f}{memory:>7.1f} MB  {checked.count} signals, as the oracle",
+                        flush=True,
+                    )
             path.unlink()
 
 

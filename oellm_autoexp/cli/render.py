@@ -37,8 +37,6 @@ def table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
     out.add_column("reason, restarts", overflow="fold")
     for row in rows:
         loss = row["metrics"].get("loss")
-        actions = row["actions"]
-        done = f"{actions['done']}" + (f" (+{actions['open']})" if actions["open"] else "")
         why = "; ".join([*row["decisions"], row["reason"]]) if row["reason"] else "; ".join(row["decisions"])
         out.add_row(
             row["name"],
@@ -46,12 +44,17 @@ def table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
             str(row["attempts"]),
             ", ".join(row["ended_by"]),
             f"{loss:.4g}" if isinstance(loss, (int, float)) else "",
-            done + (f" {actions['failed']} failed" if actions["failed"] else ""),
+            ", ".join(_action(name, counts) for name, counts in row["actions"]["by_name"].items()),
             duration(row["wall_s"]),
             duration(row["lost_s"]) if row["lost_s"] else "",
             why,
         )
     return out
+
+
+def _action(name: str, counts: dict[str, int]) -> str:
+    open_ = f" (+{counts['open']})" if counts["open"] else ""
+    return f"{name} {counts['done']}{open_}" + (f" {counts['failed']} failed" if counts["failed"] else "")
 
 
 def flat(header: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> str:

@@ -12,6 +12,8 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import format_duration
 from oellm_autoexp.store.series import last_values
 
+Counts = dict[str, int]
+_OUTCOMES = ("done", "failed", "open")
 #: Signals of one look that are told one by one.
 MANY = 3
 
@@ -19,13 +21,12 @@ MANY = 3
 def rows(session: Session, paths: SessionPaths, jobs: Sequence[Job], now: float) -> list[dict[str, Any]]:
     """One mapping a job: the contract of `status --json`, and more."""
     actions = _actions(session)
-    return [_row(job, paths, actions.get(job.spec.name, (0, 0, 0)), now) for job in jobs]
+    return [_row(job, paths, actions.get(job.spec.name, {}), now) for job in jobs]
 
 
-def _row(job: Job, paths: SessionPaths, actions: tuple[int, int, int], now: float) -> dict[str, Any]:
+def _row(job: Job, paths: SessionPaths, actions: Mapping[str, Counts], now: float) -> dict[str, Any]:
     attempt = job.attempt
     ran = [_ran(past, now) for past in job.attempts]
-    done, failed, open_ = actions
     return {
         "name": job.spec.name,
         "state": job.state.value,
@@ -39,7 +40,10 @@ def _row(job: Job, paths: SessionPaths, actions: tuple[int, int, int], now: floa
         "log_path": attempt.log_path if attempt else job.spec.log_of(1),
         "metrics": last_values(paths.series(job.spec.name)),
         "progress": dict(job.high_water),
-        "actions": {"done": done, "failed": failed, "open": open_},
+        "actions": {
+            **{key: sum(counts[key] for counts in actions.values()) for key in _OUTCOMES},
+            "by_name": {name: dict(counts) for name, counts in actions.items()},
+        },
         "wall_s": round(sum(ran), 1),
         "lost_s": round(sum(_lost(past) for past in job.attempts), 1),
         "ended_by": [past.mode for past in job.attempts if past.mode],
@@ -67,17 +71,13 @@ def _lost(attempt: Attempt) -> float:
     return max(0.0, (attempt.ended_at or kept) - max(kept, attempt.started_at))
 
 
-def _actions(session: Session) -> dict[str, tuple[int, int, int]]:
-    out: dict[str, tuple[int, int, int]] = {}
+def _actions(session: Session) -> dict[str, dict[str, Counts]]:
+    """How many actions are done, failed or open, by job and by the action's name."""
+    out: dict[str, dict[str, Counts]] = {}
     for state in session.actions.values():
-        done, failed, open_ = out.get(state.request.job, (0, 0, 0))
-        if state.ended is None:
-            open_ += 1
-        elif state.ended.ok:
-            done += 1
-        else:
-            failed += 1
-        out[state.request.job] = (done, failed, open_)
+        mine = out.setdefault(state.request.job, {})
+        counts = mine.setdefault(state.request.action, dict.fromkeys(_OUTCOMES, 0))
+        counts["open" if state.ended is None else "done" if state.ended.ok else "failed"] += 1
     return out
 
 

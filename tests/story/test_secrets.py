@@ -67,7 +67,7 @@ def test_a_secret_is_used_and_never_written(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     (job,) = json.loads(done.stdout)["jobs"]
-    assert job["actions"] == {"done": 4, "failed": 0, "open": 0}
+    assert (job["actions"]["done"], job["actions"]["failed"]) == (4, 0)
     output = Path(job["output_dir"])
     written = ("job", "job_environment", "text_1", "words_1", "environment")
     assert {name: (output / name).read_text() for name in written} == dict.fromkeys(written, SECRET)
