@@ -36,7 +36,11 @@ def words(values: Iterable[Any], key: str) -> list[str]:
     Raises:
         ConfigError: null, a mapping, or a list within a list.
     """
-    return [_text(value, f"{key}.{number}") for number, value in enumerate(values)]
+    given = list(values)
+    try:
+        return [format_scalar(value) for value in given]
+    except ValueError:
+        return [_text(value, f"{key}.{number}") for number, value in enumerate(given)]
 
 
 def environment(values: Mapping[str, Any], key: str) -> dict[str, str]:

@@ -17,9 +17,15 @@ def sweep_json(project: str, jobs: Iterable[tuple[JobSpec, ScriptRequest]]) -> I
     yield f'{{"project": {json.dumps(project)}, "jobs": ['
     separator = "\n"
     for spec, request in jobs:
-        yield separator + json.dumps(entry(spec, request), ensure_ascii=False)
+        yield separator + _encoded(spec, request)
         separator = ",\n"
     yield "\n]}\n"
+
+
+def _encoded(spec: JobSpec, request: ScriptRequest) -> str:
+    """The JSON of an entry; most hold no reference, which is seen in the text of them all."""
+    text = json.dumps(_entry(spec, request), ensure_ascii=False)
+    return text if symbols.OPEN not in text else json.dumps(entry(spec, request), ensure_ascii=False)
 
 
 def text_of(value: Any) -> str:
@@ -29,16 +35,23 @@ def text_of(value: Any) -> str:
 
 def entry(spec: JobSpec, request: ScriptRequest) -> dict[str, Any]:
     """One job. `launch.references` says which words and variables hold a reference, not a plain `${NAME}`."""
-    environment = {**request.job_environment, **request.environment}
+    found = _entry(spec, request)
+    launch = found["launch"]
+    references = _references(launch["argv"], launch["environment"])
+    launch["argv"] = [symbols.shown(word) for word in launch["argv"]]
+    launch["environment"] = {name: symbols.shown(value) for name, value in launch["environment"].items()}
+    if references:
+        launch["references"] = references
+    return found
+
+
+def _entry(spec: JobSpec, request: ScriptRequest) -> dict[str, Any]:
     launch: dict[str, Any] = {
-        "argv": [symbols.shown(word) for word in request.argv],
-        "environment": {name: symbols.shown(value) for name, value in environment.items()},
+        "argv": request.argv,
+        "environment": {**request.job_environment, **request.environment},
     }
     if request.cwd:
         launch["cwd"] = request.cwd
-    references = _references(request.argv, environment)
-    if references:
-        launch["references"] = references
     return {
         "name": spec.name,
         "output_dir": spec.output_dir,

@@ -256,7 +256,9 @@ def write(result: PlanResult, effects: Effects) -> None:
             effects.mkdir(Path(folder), mode=_DIR_MODE)
         changed = False
         for file in files(result):
-            if _content(file.path) != file.data:
+            if effects.create(file.path, file.data, mode=file.mode):
+                changed = True
+            elif _content(file.path) != file.data:
                 effects.write(file.path, file.data, mode=file.mode, durable=False)
                 changed = True
         if changed:

@@ -75,6 +75,22 @@ class Effects:
             if durable:
                 fsync_dir(path.parent)
 
+    def create(self, path: Path, data: bytes, *, mode: int) -> bool:
+        """Create a file that nobody reads before the caller's `sync`; False when the name is taken.
+
+        Half as costly as `write`. A crash may leave a part of it, which the caller must recognise and replace.
+        """
+        with self._effect("create", path):
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            except FileExistsError:
+                return False
+            try:
+                write_all(fd, data)
+            finally:
+                os.close(fd)
+        return True
+
     def sync(self, path: Path) -> None:
         """Make everything that was written to the file system of the directory `path` durable (syncfs(2))."""
         with self._effect("sync", path):
