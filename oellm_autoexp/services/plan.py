@@ -256,11 +256,12 @@ def write(result: PlanResult, effects: Effects) -> None:
             effects.mkdir(Path(folder), mode=_DIR_MODE)
         changed = False
         for file in files(result):
-            if effects.create(file.path, file.data, mode=file.mode):
-                changed = True
-            elif _content(file.path) != file.data:
+            there = _content(file.path)
+            if there == file.data:
+                continue
+            if there is not None or not effects.create(file.path, file.data, mode=file.mode):
                 effects.write(file.path, file.data, mode=file.mode, durable=False)
-                changed = True
+            changed = True
         if changed:
             effects.sync(result.loaded.base_output_dir)
     except OSError as error:
