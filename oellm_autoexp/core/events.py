@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, ClassVar, Union
 
 from oellm_autoexp.core.model import Cursor, JobSpec, LogSignal, Scalar, SchedulerRef
+from oellm_autoexp.core.quick import quick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,7 +367,7 @@ class ActionEnded(Event):
 # ---------------------------------------------------------------- form on disk
 
 KINDS: dict[str, type[Event]] = {
-    cls.kind: cls
+    cls.kind: quick(cls)
     for cls in list(globals().values())
     if isinstance(cls, type) and issubclass(cls, Event) and cls is not Event
 }

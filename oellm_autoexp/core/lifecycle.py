@@ -7,7 +7,7 @@ event is on disk, and its outcome comes back as another event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from oellm_autoexp.core.model import (
     mode_root,
     most_specific,
 )
+from oellm_autoexp.core.quick import quick, replace
 from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST, Case, classify, format_duration
 
 #: A cancel that had no effect is sent again after this long.
@@ -63,6 +64,7 @@ class Rules:
     progress_known: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """What is known of one job in this tick. Absent facts are absent, never invented."""

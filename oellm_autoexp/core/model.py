@@ -12,6 +12,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Union
 
+from oellm_autoexp.core.quick import quick
+
 Scalar = Union[str, int, float, bool, None]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -90,6 +92,7 @@ _ALIVE = frozenset(
 )
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerRef:
     """The identity of one scheduler job: ids are reused, so an id alone names nothing."""
@@ -101,6 +104,7 @@ class SchedulerRef:
     submitted_at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerFact:
     """One answered statement of the scheduler about one attempt."""
@@ -142,6 +146,7 @@ class Resources:
     time_limit_s: int | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """One experiment that a person wants done, as the plan froze it."""
@@ -183,6 +188,7 @@ class Phase(str, Enum):
     ENDED = "ended"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
     """An intent of ours to end an attempt, and why. `by` is "user", "policy", or a rule's name."""
@@ -195,6 +201,7 @@ class Cancel:
     tries: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
     """How far a log file has been read, in a form that recognises another file under the same name."""
@@ -208,6 +215,7 @@ class Cursor:
     tail: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSignal:
     """A typed fact found in a log. (file, generation, offset, rule) names the occurrence."""
@@ -232,6 +240,7 @@ class LogSignal:
         return f"{self.file}:{self.generation}:{self.offset}:{self.rule}"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One try of a job."""
@@ -282,6 +291,7 @@ class Spent:
     without_progress: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as the journal tells it."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.lifecycle import evolve
 from oellm_autoexp.core.model import Attempt, Job, JobState, Phase, mode_root
+from oellm_autoexp.core.quick import quick, replace
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSubmission:
     """A submission whose outcome is not on disk."""
@@ -26,6 +28,7 @@ class OpenSubmission:
     spawned_at: float | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionState:
     """One action for one occurrence, from intent to outcome."""

@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from oellm_autoexp.core.literals import Literals, NeverMatches, required
@@ -119,25 +120,34 @@ class SignalRule:
             grace_s=config.get("grace_seconds", 30.0) if mode else None,
         )
 
+    @cached_property
+    def _as_they_are(self) -> bool:
+        """The groups of a short line are its fields: nothing is converted, renamed or added."""
+        return not (self.types or self.extract or self.metadata.get("kind"))
+
     def watches(self, file: str) -> bool:
         return not self.files or any(fnmatchcase(file, glob) for glob in self.files)
 
-    @property
+    @cached_property
     def slow(self) -> bool:
         """Nothing tells the lines apart that it might match."""
         return not self.literals
 
-    @property
+    @cached_property
     def saves(self) -> bool:
         """A match tells of a checkpoint that nothing else tells of."""
         return self.metadata.get("kind") == "checkpoint" and not self.report and not self.counter
 
-    @property
+    @cached_property
     def silent(self) -> bool:
         """Matches leave no signal behind: they only feed metrics or a counter."""
         return not (self.mode or self.actions or self.report or self.metadata.get("kind") == "checkpoint")
 
-    @property
+    @cached_property
+    def measures(self) -> bool:
+        return bool(self.metrics or self.counter)
+
+    @cached_property
     def gauge(self) -> bool:
         """Only recent matches are of interest, so that not every one need be looked at."""
         return self.silent and self.limit is None
@@ -164,6 +174,9 @@ class SignalRule:
             match = self.regex.search(line)
             if match is None:
                 return None
+            if self._as_they_are and len(line) <= MAX_FIELD:
+                plain: dict[str, Scalar] = match.groupdict()
+                return {**self.metadata, **plain} if self.metadata else plain
             groups, whole = match.groupdict(), match.group()
         found: dict[str, Scalar] = dict(self.metadata)
         kind = self.metadata.get("kind")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 from oellm_autoexp.core.model import LogSignal
@@ -21,21 +21,24 @@ try:
 except ImportError:  # no wheel for this platform: the same results, more slowly
     ahocorasick_rs = None  # type: ignore[assignment]
 
-_END = re.compile(rb"[\n\r\0]")
-_ODD = (b"\r", b"\0")
-
-Search = Callable[[bytes], Iterable[tuple[int, bytes]]]
+#: Where words are: which one, and the bytes that it takes.
+Search = Callable[[bytes], Iterable[tuple[int, int, int]]]
 
 
 class Block:
     """Whole lines of a file. Lines end at `\\n`, `\\r`, NUL, or after MAX_LINE bytes."""
 
     def __init__(self, data: bytes, base: int) -> None:
+        # With one kind of line end, lines are found by one search, and no byte moves.
+        for odd in (b"\r", b"\0"):
+            if odd in data:
+                data = data.replace(odd, b"\n")
         self.data = data
         #: Byte offset in the file of the first byte of `data`.
         self.base = base
-        self._odd = any(char in data for char in _ODD)
         self._lower: bytes | None = None
+        self._texts: list[str] | None = None
+        self._places: list[tuple[int, int]] | None = None
 
     @property
     def lower(self) -> bytes:
@@ -45,29 +48,50 @@ class Block:
 
     def line_at(self, position: int) -> tuple[int, int]:
         """Where the line with this byte starts and ends."""
-        data = self.data
-        start = data.rfind(b"\n", 0, position) + 1
-        end = data.find(b"\n", position)
-        end = len(data) if end < 0 else end
-        if self._odd:
-            for char in _ODD:
-                start = max(start, data.rfind(char, start, position) + 1)
-                other = data.find(char, position, end)
-                end = other if other >= 0 else end
+        start = self.data.rfind(b"\n", 0, position) + 1
+        end = self.data.find(b"\n", position)
+        end = len(self.data) if end < 0 else end
         if end - start > MAX_LINE:
             start += (position - start) // MAX_LINE * MAX_LINE
             end = min(end, start + MAX_LINE)
         return start, end
 
-    def lines(self) -> Iterator[tuple[int, int]]:
-        """Every line that is not empty."""
-        start, size = 0, len(self.data)
-        while start < size:
-            found = _END.search(self.data, start)
-            end = found.start() if found is not None else size
-            for piece in range(start, end, MAX_LINE):
-                yield piece, min(end, piece + MAX_LINE)
-            start = end + 1
+    def text(self, line: tuple[int, int]) -> str:
+        return self.data[line[0] : line[1]].decode("utf-8", "replace")
+
+    @property
+    def texts(self) -> list[str]:
+        """Every line, decoded; empty ones too."""
+        if self._texts is None:
+            # No byte of a character is a line end: what is decoded as a whole is split as each line would be.
+            self._texts = self.data.decode("utf-8", "replace").split("\n")
+            # A character is at most four bytes.
+            if max(map(len, self._texts)) > MAX_LINE // 4:
+                self._texts = [self.text(line) for line in self.places]
+        return self._texts
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Where each of `texts` starts and ends."""
+        if self._places is None:
+            self._places, start = [], 0
+            for line in self.data.split(b"\n"):
+                end = start + len(line)
+                if len(line) <= MAX_LINE:
+                    self._places.append((start, end))
+                else:
+                    cuts = range(start, end, MAX_LINE)
+                    self._places += [(cut, min(end, cut + MAX_LINE)) for cut in cuts]
+                start = end + 1
+        return self._places
+
+    def matching(self, rule: SignalRule, *, last: bool = False) -> Iterator[tuple[int, int]]:
+        """The lines that a rule without words matches; with `last` from the last to the first."""
+        texts, numbers = self.texts, range(len(self.texts))
+        # In one expression: a loop costs more than most patterns do.
+        tried = map(rule.regex.search, reversed(texts) if last else texts)
+        for number in compress(reversed(numbers) if last else numbers, tried):
+            yield self.places[number]
 
 
 class Matcher:
@@ -82,7 +106,7 @@ class Matcher:
         ordered = sorted(watching, key=lambda rule: -rule.priority)
         self._gauges = [rule for rule in ordered if rule.gauge]
         self._rules = [*(rule for rule in ordered if not rule.gauge), CHECKPOINT_REPORT]
-        self._searches: dict[tuple[str, ...], list[_Words]] = {}
+        self._plans: dict[tuple[str, ...], _Plan] = {}
 
     def match(self, block: Block, generation: int, matches: Mapping[str, int]) -> Findings:
         """What a block says. `matches` are the counts so far in this attempt.
@@ -91,44 +115,29 @@ class Matcher:
         """
         out = Findings(matches=dict(matches))
         active = [rule for rule in self._rules if not _retired(rule, out.matches)]
-        for (start, end), names in sorted(self._candidates(block, active).items()):
-            line = block.data[start:end].decode("utf-8", "replace")
-            if CHECKPOINT_REPORT.name in names:
-                out.report(line)
-            for rule in active:
-                if rule.slow or rule.name in names:
-                    self._apply(rule, line, block.base + start, generation, out)
+        key = tuple(rule.name for rule in active)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = _Plan(active, fast=self._fast)
+        for place, rules in plan.candidates(block):
+            line = block.text(place)
+            for rule in rules:
+                if rule is CHECKPOINT_REPORT:
+                    out.report(line)
+                self._apply(rule, line, block.base + place[0], generation, out)
         for rule in self._gauges:
             self._read_gauge(rule, block, out)
         return out
 
-    def _candidates(
-        self, block: Block, active: Sequence[SignalRule]
-    ) -> dict[tuple[int, int], frozenset[str]]:
-        """The lines that need a look, with the rules that their words lead to."""
-        out: dict[tuple[int, int], frozenset[str]] = {}
-        if any(rule.slow for rule in active):
-            out = dict.fromkeys(block.lines(), frozenset[str]())
-        key = tuple(rule.name for rule in active)
-        if key not in self._searches:
-            self._searches[key] = _searches(active, fast=self._fast)
-        for words in self._searches[key]:
-            line = (0, 0)
-            for position, names in words.hits(block):
-                if not line[0] <= position < line[1]:
-                    line = block.line_at(position)
-                known = out.get(line)
-                out[line] = names if known is None else known | names
-        return out
-
     def _apply(self, rule: SignalRule, line: str, offset: int, generation: int, out: Findings) -> None:
-        if _retired(rule, out.matches):
+        if rule.limit is not None and _retired(rule, out.matches):
             return
         fields = rule.find(line)
         if fields is None or (rule is CHECKPOINT_REPORT and self._told):
             return
         out.matches[rule.name] = out.matches.get(rule.name, 0) + 1
-        _numbers(rule, fields, out)
+        if rule.measures:
+            _numbers(rule, fields, out)
         if rule.saves:
             out.checkpoints += 1
         if rule.silent:
@@ -148,8 +157,8 @@ class Matcher:
         )
 
     def _read_gauge(self, rule: SignalRule, block: Block, out: Findings) -> None:
-        for start, end in _backwards(rule, block):
-            fields = rule.find(block.data[start:end].decode("utf-8", "replace"))
+        for place in block.matching(rule, last=True) if rule.slow else _backwards(rule, block):
+            fields = rule.find(block.text(place))
             if fields is not None:
                 _numbers(rule, fields, out)
                 return
@@ -167,10 +176,7 @@ def _numbers(rule: SignalRule, fields: Mapping[str, Any], out: Findings) -> None
 
 
 def _backwards(rule: SignalRule, block: Block) -> Iterator[tuple[int, int]]:
-    """The lines that a rule might match, from the last to the first."""
-    if rule.slow:
-        yield from reversed(list(block.lines()))
-        return
+    """The lines with a word of the rule, from the last to the first."""
     needed = rule.literals[0]
     data = block.lower if needed.fold else block.data
     end = len(data)
@@ -187,59 +193,95 @@ def _backwards(rule: SignalRule, block: Block) -> Iterator[tuple[int, int]]:
 # ---------------------------------------------------------------- words
 
 
-class _Words:
-    """One search for the words of many rules."""
+class _Plan:
+    """How to find the lines that need a look by some rules. Sets of rules are bits, in the rules' order."""
 
-    def __init__(self, owners: Mapping[bytes, frozenset[str]], *, fold: bool, fast: bool) -> None:
+    def __init__(self, rules: Sequence[SignalRule], *, fast: bool) -> None:
+        self._rules = rules
+        self._slow = [(1 << number, rule) for number, rule in enumerate(rules) if rule.slow]
+        owners: dict[bool, dict[bytes, int]] = {False: {}, True: {}}
+        for number, rule in enumerate(rules):
+            for literals in rule.literals[:1]:
+                for word in literals.words:
+                    known = owners[literals.fold]
+                    known[word] = known.get(word, 0) | 1 << number
+        self._searches = [_Words(words, fold=fold, fast=fast) for fold, words in owners.items() if words]
+        self._chosen: dict[int, tuple[SignalRule, ...]] = {}
+
+    def candidates(self, block: Block) -> Iterator[tuple[tuple[int, int], tuple[SignalRule, ...]]]:
+        """Lines in order, each with the rules that may match it, in theirs."""
+        found: dict[tuple[int, int], int] = {}
+        for bit, rule in self._slow:
+            for place in block.matching(rule):
+                found[place] = found.get(place, 0) | bit
+        for words in self._searches:
+            words.look(block, found)
+        for place in sorted(found):
+            bits = found[place]
+            rules = self._chosen.get(bits)
+            if rules is None:
+                rules = tuple(rule for number, rule in enumerate(self._rules) if bits >> number & 1)
+                self._chosen[bits] = rules
+            yield place, rules
+
+
+class _Words:
+    """One search for the words of many rules, each word with the bits of its rules."""
+
+    def __init__(self, owners: Mapping[bytes, int], *, fold: bool, fast: bool) -> None:
         self._fold = fold
         words = tuple(owners)
-        # The automaton reports the first of words that overlap: what may hide behind a word counts with it.
-        self._names = {
-            word: frozenset[str]().union(*(owners[other] for other in words if _hides(word, other)))
-            for word in words
-        }
+        self._bits = list(owners.values())
+        # The automaton reports the first of words that overlap. Those within it are there; those that begin
+        # within it and go on behind may be.
+        self._hidden: list[list[tuple[int, bytes, int]]] = [[] for _ in words]
+        for number, word in enumerate(words):
+            for other in words:
+                for shift in range(len(word)):
+                    if word.startswith(other, shift):
+                        self._bits[number] |= owners[other]
+                    elif other.startswith(word[shift:]):
+                        self._hidden[number].append((shift, other, owners[other]))
         self._search = _automaton(words) if fast and ahocorasick_rs is not None else _each(words)
 
-    def hits(self, block: Block) -> Iterator[tuple[int, frozenset[str]]]:
-        names = self._names
-        for position, word in self._search(block.lower if self._fold else block.data):
-            yield position, names[word]
-
-
-def _searches(rules: Sequence[SignalRule], *, fast: bool) -> list[_Words]:
-    owners: dict[bool, dict[bytes, frozenset[str]]] = {False: {}, True: {}}
-    for rule in rules:
-        if rule.slow:
-            continue
-        best = rule.literals[0]
-        for word in best.words:
-            found = owners[best.fold]
-            found[word] = found.get(word, frozenset()) | {rule.name}
-    return [_Words(words, fold=fold, fast=fast) for fold, words in owners.items() if words]
-
-
-def _hides(word: bytes, other: bytes) -> bool:
-    """Whether an occurrence of `other` can begin within one of `word`."""
-    return any(other.startswith(word[i : i + len(other)]) for i in range(len(word)))
+    def look(self, block: Block, found: dict[tuple[int, int], int]) -> None:
+        """Add to each line the bits of the words on it."""
+        bits, hidden = self._bits, self._hidden
+        data = block.lower if self._fold else block.data
+        rfind, find = data.rfind, data.find
+        start = end = 0
+        line = (0, 0)
+        for word, position, behind in self._search(data):
+            if not start <= position < end:
+                start, end = rfind(b"\n", 0, position) + 1, find(b"\n", position)
+                if end < 0 or end - start > MAX_LINE:
+                    start, end = block.line_at(position)
+                line = (start, end)
+            here = bits[word]
+            for shift, other, more in hidden[word]:
+                if data.startswith(other, position + shift):
+                    here |= more
+            found[line] = found.get(line, 0) | here
+            if behind > end:
+                # The line was cut within the word: what it hides may stand on the other side.
+                line = start, end = block.line_at(end)
+                found[line] = found.get(line, 0) | here
 
 
 def _automaton(words: tuple[bytes, ...]) -> Search:
     # Only this kind of match uses SIMD.
     kind = ahocorasick_rs.MatchKind.LeftmostFirst
     automaton = ahocorasick_rs.BytesAhoCorasick(list(words), matchkind=kind)
-
-    def search(data: bytes) -> Iterable[tuple[int, bytes]]:
-        return ((start, words[which]) for which, start, _ in automaton.find_matches_as_indexes(data))
-
+    search: Search = automaton.find_matches_as_indexes
     return search
 
 
 def _each(words: tuple[bytes, ...]) -> Search:
-    def search(data: bytes) -> Iterator[tuple[int, bytes]]:
-        for word in words:
+    def search(data: bytes) -> Iterator[tuple[int, int, int]]:
+        for number, word in enumerate(words):
             position = data.find(word)
             while position >= 0:
-                yield position, word
+                yield number, position, position + len(word)
                 position = data.find(word, position + 1)
 
     return search

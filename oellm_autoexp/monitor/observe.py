@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from oellm_autoexp.config.sockets import ConditionInterface, SchedulerInterface
@@ -21,6 +21,7 @@ from oellm_autoexp.core.model import (
     SchedulerRef,
     SchedulerState,
 )
+from oellm_autoexp.core.quick import replace
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.signals import CHECKPOINTS, Findings
 from oellm_autoexp.errors import SchedulerUnavailable

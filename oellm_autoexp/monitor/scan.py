@@ -18,6 +18,8 @@ BLOCK = 256 * 1024
 SAMPLE = 256
 #: What is read at the end of a log to say why an attempt died.
 TAIL = 256 * 1024
+#: Findings after which a look ends, at the next whole block: memory stays small whatever a log says.
+MANY = 2048
 
 
 @dataclass(slots=True)
@@ -81,8 +83,8 @@ class LogWatcher:
         cursor = _recognised(fd, cursor, size)
         out = FileFindings(cursor, findings=Findings(matches=dict(matches)))
         matcher = self._matcher(name)
-        position, end = cursor.offset, min(size, cursor.offset + max_bytes)
-        while position < end:
+        position, end, used = cursor.offset, min(size, cursor.offset + max_bytes), 0
+        while position < end and len(out.findings.signals) + len(out.findings.metrics) < MANY:
             data = os.pread(fd, min(BLOCK, end - position), position)
             if not data:
                 break
@@ -93,7 +95,7 @@ class LogWatcher:
             block = Block(data[:used], position)
             _merge(out.findings, matcher.match(block, cursor.generation, out.findings.matches))
             position += used
-        out.more = end < size
+        out.more = end < size or (position < end and used > 0)
         out.grown_bytes = position - cursor.offset
         if out.grown_bytes:
             out.cursor = Cursor(

@@ -45,7 +45,10 @@ PIECES = st.sampled_from(
         b"sav",
         b"ed: ab",
         "größe\n".encode(),
+        b"\xe2\x82",
+        b"\xf0\x9f\x99",
         b"x" * (MAX_LINE - 3),
+        b"x" * (MAX_LINE - 1),
     ]
 )
 LOGS = st.lists(PIECES, max_size=25).map(b"".join)
@@ -164,6 +167,30 @@ def test_truncation_and_rotation_start_a_generation(tmp_path: Path, steps: list[
     assert {offset for _, offset in found} <= merged
     assert len(found) == len(set(found))
     assert found[0] == (0, 0)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_word_across_a_cut_hides_nothing_behind_it(fast: bool) -> None:
+    """A line is cut within one word; another that begins within it stands whole on the other side."""
+    data = b"x" * (MAX_LINE - 2) + b"saved: a\n"
+    out = Matcher(RULES, "log", fast=fast).match(Block(data, 0), 0, {})
+    assert found_in(out.signals) == oracle(data) == [(MAX_LINE, "over")]
+
+
+def test_a_look_ends_where_it_has_found_much(tmp_path: Path) -> None:
+    """Memory is bounded by what is found too: the rest is for the next look, nothing is lost."""
+    path = tmp_path / "log"
+    lines = 100_000
+    path.write_bytes(b"saved: a\n" * lines)
+    watcher, cursor, matches = LogWatcher([RULES[0]]), Cursor(), dict[str, int]()
+    offsets, looks, more = [], 0, True
+    while more:
+        seen = watcher.look("log", path, cursor, matches)
+        cursor, matches, more = seen.cursor, seen.findings.matches, seen.more
+        offsets += [signal.offset for signal in seen.findings.signals]
+        looks += 1
+    assert offsets == [9 * number for number in range(lines)]
+    assert looks > 2
 
 
 def test_an_unfinished_line_counts_when_the_job_is_dead(tmp_path: Path) -> None:
