@@ -78,7 +78,7 @@ class Effects:
     def create(self, path: Path, data: bytes, *, mode: int) -> bool:
         """Create a file that nobody reads before the caller's `sync`; False when the name is taken.
 
-        Half as costly as `write`. A crash may leave a part of it, which the caller must recognise and replace.
+        Half as costly as `write`. A crash may leave a part of it: the caller must recognise and replace that.
         """
         with self._effect("create", path):
             try:
