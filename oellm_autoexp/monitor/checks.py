@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from oellm_autoexp.config.sockets import AllOf, AnyOf, Check, CommandCheck, FileCheck, Not
@@ -85,10 +86,7 @@ def evaluate(check: Check, effects: Effects) -> tuple[Gate, str]:
     if isinstance(check, CommandCheck):
         return _command(check, effects)
     if isinstance(check, FileCheck):
-        paths = glob.iglob(check.pattern, recursive=True)  # noqa: PTH207 - the pattern may be absolute
-        found = sum(1 for _ in islice(paths, check.at_least))
-        holds = found >= check.at_least
-        return (Gate.OPEN if holds else Gate.CLOSED), f"{found} of {check.at_least} match {check.pattern}"
+        return _files(check)
     if isinstance(check, Not):
         value, why = evaluate(check.check, effects)
         turned = {Gate.OPEN: Gate.CLOSED, Gate.CLOSED: Gate.OPEN, Gate.UNKNOWN: Gate.UNKNOWN}
@@ -112,6 +110,25 @@ def _combine(
             doubt = why
         reasons.append(why)
     return (Gate.UNKNOWN, doubt) if doubt else (otherwise, "; ".join(reasons))
+
+
+def _files(check: FileCheck) -> tuple[Gate, str]:
+    paths = glob.iglob(check.pattern, recursive=True)  # noqa: PTH207 - the pattern may be absolute
+    found = sum(1 for _ in islice(paths, check.at_least))
+    if found < check.at_least:
+        # A glob is silent about what it could not look into: that is not "nothing is there".
+        above = Path(*takewhile(lambda part: not glob.has_magic(part), Path(check.pattern).parent.parts))
+        try:
+            if glob.has_magic(check.pattern):
+                os.scandir(above).close()
+            else:
+                above.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            return Gate.UNKNOWN, f"{error.filename}: {error.strerror}"
+    holds = found >= check.at_least
+    return (Gate.OPEN if holds else Gate.CLOSED), f"{found} of {check.at_least} match {check.pattern}"
 
 
 def _command(check: CommandCheck, effects: Effects) -> tuple[Gate, str]:
@@ -138,6 +155,8 @@ def _command(check: CommandCheck, effects: Effects) -> tuple[Gate, str]:
         )
     except subprocess.TimeoutExpired:
         return Gate.UNKNOWN, f"`{shown}` did not answer within {check.timeout_s:g} s"
+    except OSError as error:
+        return Gate.UNKNOWN, f"`{shown}` could not be run: {error.strerror}"
     output = done.stdout[:OUTPUT_LIMIT].decode(errors="replace").strip()
     holds = output == "1" or (done.returncode == 0 and not output)
     said = f", printed {output[:80]!r}" if output else ""

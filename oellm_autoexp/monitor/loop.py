@@ -95,15 +95,17 @@ class Loop:
             commit=self._commit,
             clock=clock.now,
             rules_of=self.rules_of,
+            trouble=self._trouble,
         )
         self._poll_at = 0.0
         self._failures = 0
         self._snapshot_at = 0.0
         self._changed = True
-        self._broken = ""
         #: Files in the inbox that are no commands: said once.
         self._strange: set[Path] = set()
         self._recorded = 0
+        #: What does not work at the moment, by what it is: each is said once.
+        self._troubles: dict[str, str] = {}
 
     # ---- recording
 
@@ -116,6 +118,7 @@ class Loop:
         if isinstance(event, (ev.JobRetried, ev.JobUpdated)):
             self._observer.forget(event.job)
         self._listener(event)
+        self._occasion(event)
 
     def _commit(self) -> None:
         self._journal.commit()
@@ -147,19 +150,22 @@ class Loop:
             for command in commands:
                 inbox.acknowledge(self._effects, command)
             self._performer.perform(now + PERFORM_S)
-            self._observer.settle(now)
             self._commit()
         except (StateError, OSError) as error:
             # Until what was decided is on disk, no effect may follow from it.
-            self._trouble(str(error))
+            self._trouble("journal", str(error))
         else:
-            self._broken = ""
+            self._trouble("journal", "")
+        self._observer.settle(now)
         self._journal.heartbeat(now)
         self._snapshot(now)
 
-    def _trouble(self, text: str) -> None:
-        if text != self._broken:
-            self._broken = text
+    def _trouble(self, what: str, text: str) -> None:
+        """Say that something does not work, once; "" when it works again."""
+        if not text:
+            self._troubles.pop(what, None)
+        elif text != self._troubles.get(what):
+            self._troubles[what] = text
             self._warn(text)
 
     def _job(self, job: Job, facts: Mapping[SchedulerRef, SchedulerFact], now: float) -> None:
@@ -175,7 +181,6 @@ class Loop:
             events = (follow(job, rules.lifecycle, now),)
         for event in events:
             self.record(event)
-            self._occasion(event, rules, now)
 
     def _across(self, now: float) -> None:
         """What is decided across jobs: the breaker, and who may start."""
@@ -228,7 +233,7 @@ class Loop:
 
     # ---- occasions
 
-    def _occasion(self, event: ev.Event, rules: RuleSet, now: float) -> None:
+    def _occasion(self, event: ev.Event) -> None:
         """Actions that a happening fires; in the same commit as the happening."""
         match event:
             case ev.AttemptStarted():
@@ -240,10 +245,10 @@ class Loop:
             case _:
                 return
         job = self.session.jobs[event.job]
-        for action in rules.occasions.get(occasion, ()):
+        for action in self.rules_of(job.spec.rules).occasions.get(occasion, ()):
             self.record(
                 ev.ActionRequested(
-                    at=now,
+                    at=event.at,
                     key=f"{event.job}:{number}:{occasion}:{action}",
                     action=action,
                     job=event.job,
@@ -400,8 +405,9 @@ class Loop:
         try:
             snapshot.write(self.session, self._paths, self._effects, now)
         except OSError as error:
-            self._trouble(f"{error.filename}: {error.strerror}")
+            self._trouble("snapshot", f"{self._paths.snapshot}: {error.strerror}")
         else:
+            self._trouble("snapshot", "")
             self._snapshot_at, self._changed = now, False
 
 

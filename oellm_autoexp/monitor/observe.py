@@ -296,9 +296,12 @@ def files_of(job: Job, attempt: Attempt) -> dict[str, Path]:
     return {"log": Path(attempt.log_path), **{path: Path(path) for path in job.spec.output_paths}}
 
 
-def fields_of(job: Job) -> dict[str, Scalar]:
-    """What actions and conditions may say of a job: its parameters, places and state."""
-    attempt = job.attempt
+def fields_of(job: Job, number: int = 0) -> dict[str, Scalar]:
+    """What actions and conditions may say of a job: its parameters, places and state.
+
+    `number`: the attempt that is meant, for an action may come when a later one has begun; 0: the latest.
+    """
+    attempt = next((each for each in job.attempts if each.number == number), job.attempt)
     return {
         **job.spec.parameters,
         "job": job.spec.name,

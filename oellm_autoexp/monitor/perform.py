@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import shlex
 import urllib.error
@@ -47,6 +49,10 @@ from oellm_autoexp.store.effects import Effects
 MAX_ACTIONS = 4
 #: How long a deferred submission waits, and an unanswered one.
 DEFER_S = 30.0
+#: How long an append waits after a full disk.
+AGAIN_S = 5.0
+#: Errors of a file system that pass: what could not be written is tried again.
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 
 
 @dataclass(slots=True)
@@ -74,6 +80,7 @@ class Performer:
         commit: Callable[[], None],
         clock: Callable[[], float],
         rules_of: Callable[[str], RuleSet],
+        trouble: Callable[[str, str], None] = lambda _what, _text: None,
     ) -> None:
         self._session = session
         self._scheduler = scheduler
@@ -85,10 +92,13 @@ class Performer:
         self._commit = commit
         self._clock = clock
         self._rules_of = rules_of
+        self._trouble = trouble
         #: When an answered look-up first did not find a submission.
         self._not_found: dict[str, float] = {}
         self._running: dict[str, _Running] = {}
         self._posts: dict[str, Future[int]] = {}
+        #: Files that cannot be appended to, and until when nobody tries: texts stay in their order.
+        self._full: dict[str, float] = {}
 
     def perform(self, deadline: float) -> None:
         """Everything outstanding, until `deadline`; the rest waits for the next tick."""
@@ -222,7 +232,7 @@ class Performer:
         opened = self._session.opened
         fields: dict[str, Scalar] = {"signal": request.rule, "job": "", "state": "", "reason": ""}
         if request.job:
-            fields.update(fields_of(self._session.jobs[request.job]))
+            fields.update(fields_of(self._session.jobs[request.job], request.attempt))
         if opened is not None:
             fields.update(project=opened.project, session=str(self._paths.state_dir))
         return action.deed({**fields, **request.fields})
@@ -233,8 +243,9 @@ class Performer:
         if state.runs:
             try:
                 found = self._local.find([_token(key, run)])
-            except SchedulerUnavailable:
+            except SchedulerUnavailable as error:
                 # It may run on the host of an earlier leader: it is neither repeated nor given up.
+                self._waits(key, str(error))
                 return
             if found:
                 self._running[key] = _Running(deed, found[_token(key, run)][0], run)
@@ -257,8 +268,9 @@ class Performer:
                 time_limit_s=None if deed.timeout_s is None else max(1, round(deed.timeout_s)),
             )
             refs = self._local.submit(Submission(token=_token(key, run), tasks=[task]))
-        except (OSError, SubmitDeferred, SubmitUnclear, SchedulerUnavailable):
+        except (OSError, SubmitDeferred, SubmitUnclear, SchedulerUnavailable) as error:
             # Full disk, no process to be had: it stays open and is tried again.
+            self._waits(key, str(error))
             return
         self._running[key] = _Running(deed, refs[0], run)
 
@@ -267,7 +279,8 @@ class Performer:
             try:
                 # One by one: what ran on another host says nothing, and must not silence the others.
                 fact = self._local.poll([running.ref])[running.ref]
-            except SchedulerUnavailable:
+            except SchedulerUnavailable as error:
+                self._waits(key, str(error))
                 continue
             if not fact.state.ended:
                 continue
@@ -292,17 +305,26 @@ class Performer:
             self._end(key, ok=False, reason=reason, exit_code=fact.exit_code)
 
     def _append(self, key: str, state: ActionState, deed: AppendText) -> None:
-        path, text = Path(deed.path), symbols.shown(deed.text)
+        path, data = Path(deed.path), symbols.shown(deed.text).encode()
+        if self._clock() < self._full.get(deed.path, 0.0):
+            return
         try:
-            if state.position is not None and _holds(path, state.position, text.encode()):
-                self._end(key, ok=True)
-                return
-            position = path.stat().st_size if path.exists() else 0
-            self._record(ev.ActionSpawned(at=self._clock(), key=key, run=state.runs + 1, position=position))
-            self._commit()
-            self._effects.append_text(path, text)
+            there = 0 if state.position is None else _appended(path, state.position, data)
+            if there == 0:
+                position = path.stat().st_size if path.exists() else 0
+                self._record(
+                    ev.ActionSpawned(at=self._clock(), key=key, run=state.runs + 1, position=position)
+                )
+                self._commit()
+            if there < len(data):
+                self._effects.append(path, data[there:])
         except OSError as error:
-            self._end(key, ok=False, reason=f"{path}: {error.strerror}")
+            why = f"{path}: {error.strerror}"
+            if error.errno in _PASSING:
+                self._full[deed.path] = self._clock() + AGAIN_S
+                self._waits(key, why)
+            else:
+                self._end(key, ok=False, reason=why)
         else:
             self._end(key, ok=True)
 
@@ -345,11 +367,18 @@ class Performer:
                 )
         self._end(key, ok=True)
 
+    def _waits(self, key: str, why: str) -> None:
+        """Say why an action is not done yet; it stays open."""
+        request = self._session.actions[key].request
+        of = f" of {request.job}" if request.job else ""
+        self._trouble(f"action {key}", f"the action {request.action}{of} waits: {why}")
+
     def _spawned(self, key: str, run: int) -> None:
         self._record(ev.ActionSpawned(at=self._clock(), key=key, run=run))
         self._commit()
 
     def _end(self, key: str, *, ok: bool, reason: str = "", exit_code: int | None = None) -> None:
+        self._trouble(f"action {key}", "")
         self._record(ev.ActionEnded(at=self._clock(), key=key, ok=ok, reason=reason, exit_code=exit_code))
 
 
@@ -375,14 +404,20 @@ def _script(deed: RunCommand, guard: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _holds(path: Path, position: int, data: bytes) -> bool:
-    """Whether the file already has these bytes where they would have been appended."""
+def _appended(path: Path, position: int, data: bytes) -> int:
+    """How many of the bytes stand in the file already, from `position` on where an earlier try began.
+
+    All of them, perhaps behind what others have appended since; or, at the file's end, the first ones.
+    """
     try:
         with path.open("rb") as file:
             file.seek(position)
-            return file.read(len(data)) == data
+            found = file.read()
     except FileNotFoundError:
-        return False
+        return 0
+    if data in found:
+        return len(data)
+    return len(found) if data.startswith(found) else 0
 
 
 def post(deed: PostJson, effects: Effects) -> int:
@@ -410,4 +445,7 @@ def post(deed: PostJson, effects: Effects) -> int:
 
 
 def _sent(value: Any) -> Any:
-    return symbols.expanded(value, os.environ) if isinstance(value, str) else value
+    """A value as JSON takes it: it has no word for what is no finite number, which is sent as text."""
+    if isinstance(value, str):
+        return symbols.expanded(value, os.environ)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -66,13 +66,17 @@ class GlobConditionConfig(ConfigInterface):
 
 @register
 class GlobCondition(ConditionInterface):
-    """Holds while at least `at_least` paths match."""
+    """Holds while at least `at_least` paths match (`*`, `?`, `[…]`, and `**` for directories)."""
 
     config: GlobConditionConfig
     config_class = GlobConditionConfig
 
     def check(self, fields: Mapping[str, Scalar]) -> Check:
-        return FileCheck(pattern=fill(self.config.pattern, fields), at_least=self.config.at_least)
+        # What a value holds is itself; only the config's own stars stand for anything.
+        literal = {
+            name: _escape(value) if isinstance(value, str) else value for name, value in fields.items()
+        }
+        return FileCheck(pattern=fill(self.config.pattern, literal), at_least=self.config.at_least)
 
 
 def _escape(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,9 @@ class RestartBudget(ConfigInterface):
     def __post_init__(self) -> None:
         for name in ("max_retries", "max_retries_without_progress", "backoff_seconds", "backoff_max_seconds"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        if self.backoff_factor < 1:
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative or infinite, got {value}")
+        if not 1 <= self.backoff_factor < math.inf:
             raise ValueError(f"backoff_factor must be at least 1, got {self.backoff_factor}")
 
 
@@ -66,12 +67,17 @@ def within(budget: RestartBudget, ended: EndedAttempt) -> Restart | Stop:
     if ended.progress_known and fruitless is not None and ended.restarts_without_progress >= fruitless:
         return Stop(why=f"{fruitless} restarts for {ended.mode} in a row made no progress")
     used = f"{ended.restarts + 1}" + (f" of {limit}" if limit is not None else "")
-    delay = min(
-        budget.backoff_seconds * budget.backoff_factor ** min(ended.restarts_without_progress, 32),
-        budget.backoff_max_seconds,
-    )
+    delay = _delay(budget, ended.restarts_without_progress)
     wait = f" in {delay:g} s" if delay else ""
     return Restart(why=f"restart {used} after {ended.mode}{wait}", delay_s=delay)
+
+
+def _delay(budget: RestartBudget, earlier: int) -> float:
+    try:
+        delay = budget.backoff_seconds * budget.backoff_factor**earlier
+    except OverflowError:
+        delay = math.inf if budget.backoff_seconds else 0.0
+    return min(delay, budget.backoff_max_seconds)
 
 
 @dataclass(kw_only=True)
@@ -84,9 +90,9 @@ class AdjustTimeLimitPolicyConfig(RestartBudget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.minutes < 0:
-            raise ValueError(f"minutes must not be negative, got {self.minutes}")
-        if self.max_minutes is not None and self.max_minutes <= 0:
+        if not 0 <= self.minutes < math.inf:
+            raise ValueError(f"minutes must not be negative or infinite, got {self.minutes}")
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise ValueError(f"max_minutes must be positive, got {self.max_minutes}")
 
 
@@ -122,8 +128,8 @@ class NoRestartPolicy(RestartPolicyInterface):
     config: NoRestartPolicyConfig
     config_class = NoRestartPolicyConfig
 
-    def decide(self, ended: EndedAttempt) -> Restart | Stop:  # noqa: ARG002 - the answer is always the same
-        return Stop(why=self.config.message)
+    def decide(self, ended: EndedAttempt) -> Restart | Stop:
+        return Stop(why=self.config.message or f"no restart after {ended.mode}")
 
 
 #: In force whatever a config says, unless it has an entry of that very name.

@@ -147,17 +147,20 @@ class Effects:
         with self._effect("fsync", target):
             os.fsync(fd)
 
-    def append_text(self, path: Path, text: str, *, private: bool = False, durable: bool = True) -> None:
-        """Append text to a file of the user's (or a `private` one of ours), creating it."""
-        with self._effect("append_text", path):
+    def append(self, path: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
+        """Append to a file of the user's (or a `private` one of ours), creating it."""
+        with self._effect("append", path):
             mode = FILE_MODE if private else 0o666
+            new = not path.exists()
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
             try:
-                write_all(fd, text.encode())
+                write_all(fd, data)
                 if durable:
                     os.fsync(fd)
             finally:
                 os.close(fd)
+            if durable and new:
+                fsync_dir(path.parent)
 
     def unlink(self, path: Path) -> None:
         """Remove a file; a missing one is fine."""

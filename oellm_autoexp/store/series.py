@@ -72,7 +72,7 @@ class Series:
         pending.written_at = now
         with contextlib.suppress(OSError):  # a full disk loses metrics, not jobs
             self._effects.mkdir(path.parent)
-            self._effects.append_text(path, text, private=True, durable=False)
+            self._effects.append(path, text.encode(), private=True, durable=False)
 
 
 def _begin(path: Path, now: float) -> float:

@@ -22,7 +22,7 @@ from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
-from oellm_autoexp.errors import SchedulerUnavailable, SubmitUnclear
+from oellm_autoexp.errors import SchedulerUnavailable, SubmitRejected, SubmitUnclear
 from oellm_autoexp.monitor.checks import Executor, InlineExecutor
 from oellm_autoexp.monitor.loop import Loop
 from oellm_autoexp.rendering.guard_files import Claim
@@ -65,6 +65,8 @@ class World:
     outages: Sequence[tuple[float, float]] = ()
     #: (name, attempt) whose submission is taken in, but the answer is lost; once each.
     unclear: set[tuple[str, int]] = field(default_factory=set)
+    #: (name, attempt) that the scheduler never takes.
+    rejected: set[tuple[str, int]] = field(default_factory=set)
     #: What happens at a time, whether somebody watches or not.
     alarms: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
@@ -103,7 +105,7 @@ class World:
 
     def start(self, token: str, index: int, task: Task) -> None:
         """Start a task, as often as it is asked for; a second claimant of an attempt gives up."""
-        attempt = int(task.environment.get("AUTOEXP_ATTEMPT", "1"))
+        attempt = _attempt(task)
         identity = str(100 + len(self.processes))
         script = list(self.script_of(task.name, attempt))
         process = Process(identity, token, index, task, attempt, self.now, script)
@@ -196,6 +198,8 @@ class SimScheduler(SchedulerInterface):
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
         self._ask("submit")
         lost = False
+        if any((task.name, _attempt(task)) in self._world.rejected for task in submission.tasks):
+            raise SubmitRejected("invalid account")
         for index, task in enumerate(submission.tasks):
             self._effects.call(
                 "queue",
@@ -232,6 +236,10 @@ class SimScheduler(SchedulerInterface):
 
     def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
         raise NotImplementedError
+
+
+def _attempt(task: Task) -> int:
+    return int(task.environment.get("AUTOEXP_ATTEMPT", "1"))
 
 
 def _ref(process: Process) -> SchedulerRef:
