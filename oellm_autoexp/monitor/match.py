@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 from oellm_autoexp.core.model import LogSignal
@@ -23,6 +23,8 @@ except ImportError:  # no wheel for this platform: the same results, more slowly
 
 #: Where words are: which one, and the bytes that it takes.
 Search = Callable[[bytes], Iterable[tuple[int, int, int]]]
+#: Where a line starts and ends, and the bits of the rules that may match it.
+_Line = tuple[int, int, int]
 
 
 class Block:
@@ -119,12 +121,12 @@ class Matcher:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = _Plan(active, fast=self._fast)
-        for place, rules in plan.candidates(block):
-            line = block.text(place)
+        for start, end, rules in plan.candidates(block):
+            line = block.data[start:end].decode("utf-8", "replace")
             for rule in rules:
                 if rule is CHECKPOINT_REPORT:
                     out.report(line)
-                self._apply(rule, line, block.base + place[0], generation, out)
+                self._apply(rule, line, block.base + start, generation, out)
         for rule in self._gauges:
             self._read_gauge(rule, block, out)
         return out
@@ -208,21 +210,27 @@ class _Plan:
         self._searches = [_Words(words, fold=fold, fast=fast) for fold, words in owners.items() if words]
         self._chosen: dict[int, tuple[SignalRule, ...]] = {}
 
-    def candidates(self, block: Block) -> Iterator[tuple[tuple[int, int], tuple[SignalRule, ...]]]:
+    def candidates(self, block: Block) -> Iterator[tuple[int, int, tuple[SignalRule, ...]]]:
         """Lines in order, each with the rules that may match it, in theirs."""
-        found: dict[tuple[int, int], int] = {}
-        for bit, rule in self._slow:
-            for place in block.matching(rule):
-                found[place] = found.get(place, 0) | bit
-        for words in self._searches:
-            words.look(block, found)
-        for place in sorted(found):
-            bits = found[place]
+        found = [words.look(block) for words in self._searches]
+        found += [[(start, end, bit) for start, end in block.matching(rule)] for bit, rule in self._slow]
+        found = [lines for lines in found if lines]
+        if not found:
+            return
+        for start, end, bits in found[0] if len(found) == 1 else _merged(found):
             rules = self._chosen.get(bits)
             if rules is None:
                 rules = tuple(rule for number, rule in enumerate(self._rules) if bits >> number & 1)
                 self._chosen[bits] = rules
-            yield place, rules
+            yield start, end, rules
+
+
+def _merged(found: Iterable[Iterable[_Line]]) -> list[_Line]:
+    """The same lines in order, each once."""
+    whole: dict[tuple[int, int], int] = {}
+    for start, end, bits in chain.from_iterable(found):
+        whole[start, end] = whole.get((start, end), 0) | bits
+    return [(start, end, whole[start, end]) for start, end in sorted(whole)]
 
 
 class _Words:
@@ -242,30 +250,34 @@ class _Words:
                         self._bits[number] |= owners[other]
                     elif other.startswith(word[shift:]):
                         self._hidden[number].append((shift, other, owners[other]))
-        self._search = _automaton(words) if fast and ahocorasick_rs is not None else _each(words)
+        self._ordered = fast and ahocorasick_rs is not None
+        self._search = _automaton(words) if self._ordered else _each(words)
 
-    def look(self, block: Block, found: dict[tuple[int, int], int]) -> None:
-        """Add to each line the bits of the words on it."""
+    def look(self, block: Block) -> list[_Line]:
+        """The lines with words, in order, with the bits of these words."""
         bits, hidden = self._bits, self._hidden
         data = block.lower if self._fold else block.data
         rfind, find = data.rfind, data.find
-        start = end = 0
-        line = (0, 0)
+        out: list[_Line] = []
+        start = end = here = 0
         for word, position, behind in self._search(data):
             if not start <= position < end:
-                start, end = rfind(b"\n", 0, position) + 1, find(b"\n", position)
+                if here:
+                    out.append((start, end, here))
+                start, end, here = rfind(b"\n", 0, position) + 1, find(b"\n", position), 0
                 if end < 0 or end - start > MAX_LINE:
                     start, end = block.line_at(position)
-                line = (start, end)
-            here = bits[word]
+            here |= bits[word]
             for shift, other, more in hidden[word]:
                 if data.startswith(other, position + shift):
                     here |= more
-            found[line] = found.get(line, 0) | here
             if behind > end:
                 # The line was cut within the word: what it hides may stand on the other side.
-                line = start, end = block.line_at(end)
-                found[line] = found.get(line, 0) | here
+                out.append((start, end, here))
+                start, end = block.line_at(end)
+        if here:
+            out.append((start, end, here))
+        return out if self._ordered else _merged([out])
 
 
 def _automaton(words: tuple[bytes, ...]) -> Search:

@@ -13,13 +13,14 @@ from oellm_autoexp.core.model import Cursor
 from oellm_autoexp.core.signals import MAX_LINE, Findings, SignalRule
 from oellm_autoexp.monitor.match import Block, Matcher
 
-BLOCK = 256 * 1024
+#: Below 128 KiB, where malloc(3) keeps memory instead of giving it back to the system after each block.
+BLOCK = 64 * 1024
 #: Bytes before the cursor, and at the head of the file, whose checksums recognise the file.
 SAMPLE = 256
 #: What is read at the end of a log to say why an attempt died.
 TAIL = 256 * 1024
 #: Findings after which a look ends, at the next whole block: memory stays small whatever a log says.
-MANY = 2048
+MANY = 1024
 
 
 @dataclass(slots=True)
