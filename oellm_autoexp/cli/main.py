@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import typer
 
-from oellm_autoexp.cli import look, steer, submit
+from oellm_autoexp.cli import log_watch, look, steer, submit
 from oellm_autoexp.errors import AutoexpError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 COMMANDS = (
     (submit.plan, "plan sweep.yaml --local -o sweep.axes.lr=[1e-3]"),
     (submit.submit, "submit sweep.yaml --local"),
-    (submit.monitor, "monitor outputs"),
+    (log_watch.monitor, "monitor outputs"),
     (look.status, "status outputs --columns lr,loss --sort loss --format md"),
     (look.show, "show outputs tiny_lr0.001_seed0"),
     (look.logs, "logs outputs tiny_lr0.001_seed0 -f"),

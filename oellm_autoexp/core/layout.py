@@ -69,6 +69,10 @@ class SessionPaths:
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self.state_dir / "actions" / digest / str(run)
 
+    def standalone(self, job: str) -> SessionPaths:
+        """What `monitor --log` remembers of one job: a journal of its own, apart from the session's."""
+        return SessionPaths(self.state_dir / "standalone" / job)
+
 
 def default_state_dir(base_output_dir: Path) -> Path:
     return base_output_dir / STATE_DIR_NAME

@@ -111,6 +111,11 @@ class Performer:
                 self._submit(submission)
         self._actions(deadline)
 
+    @property
+    def running(self) -> int:
+        """How many actions are under way here."""
+        return len(self._running) + len(self._posts)
+
     # ---- submissions
 
     def _submit(self, submission: OpenSubmission) -> None:
@@ -211,7 +216,7 @@ class Performer:
 
     def _start(self, key: str, state: ActionState) -> None:
         try:
-            deed = self._deed(state.request)
+            deed = self.deed(state.request)
         except (KeyError, AutoexpError, ValueError) as error:
             missing = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
             self._end(key, ok=False, reason=f"cannot be carried out: {missing}")
@@ -227,7 +232,13 @@ class Performer:
         else:
             self._change_job(key, state.request, deed)
 
-    def _deed(self, request: ev.ActionRequested) -> Deed:
+    def deed(self, request: ev.ActionRequested) -> Deed:
+        """What an action is to do for an occurrence.
+
+        Raises:
+            KeyError: a field that its signal did not bring.
+            ConfigError: the rules no longer parse.
+        """
         action = self._rules_of(request.rules).actions[request.action]
         opened = self._session.opened
         fields: dict[str, Scalar] = {"signal": request.rule, "job": "", "state": "", "reason": ""}
