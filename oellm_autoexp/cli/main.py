@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import typer
 
-from oellm_autoexp.cli import log_watch, look, steer, submit
+from oellm_autoexp.cli import init, log_watch, look, steer, submit
 from oellm_autoexp.errors import AutoexpError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 #: In the order of `--help`: each command and an example of its use.
 COMMANDS = (
+    (init.init, "init -- python train.py --lr 0.1"),
     (submit.plan, "plan sweep.yaml --local -o sweep.axes.lr=[1e-3]"),
     (submit.submit, "submit sweep.yaml --local"),
     (log_watch.monitor, "monitor outputs"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from oellm_autoexp.config.sockets import AppendText, Deed, EndJob, PostJson, RestartJob, RunCommand
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core import symbols
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import Cursor, JobSpec, LogSignal
 from oellm_autoexp.core.session import ActionState, Session
@@ -273,7 +274,9 @@ def _rules_for(rules: Sequence[SignalRule], path: Path) -> list[SignalRule]:
 
 def _told(deed: Deed) -> str:
     if isinstance(deed, RunCommand):
-        return deed.command if isinstance(deed.command, str) else shlex.join(deed.command)
-    if isinstance(deed, AppendText):
-        return f"append to {deed.path}: {deed.text.rstrip()}"
-    return f"POST {deed.url}" if isinstance(deed, PostJson) else _LEFT_OUT
+        text = deed.command if isinstance(deed.command, str) else shlex.join(deed.command)
+    elif isinstance(deed, AppendText):
+        text = f"append to {deed.path}: {deed.text.rstrip()}"
+    else:
+        text = f"POST {deed.url}" if isinstance(deed, PostJson) else _LEFT_OUT
+    return symbols.shown(text)

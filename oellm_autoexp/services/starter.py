@@ -1,0 +1,170 @@
+"""`init`: a commented first config for a command that a person has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from oellm_autoexp.config import compose
+from oellm_autoexp.config.groups import options
+from oellm_autoexp.core.layout import RESERVED_JOB_NAMES
+from oellm_autoexp.errors import UsageError, did_you_mean
+from oellm_autoexp.store.effects import Effects
+
+_PLAIN = re.compile(r"(--?)?[A-Za-z][A-Za-z0-9_./-]*", re.ASCII)
+#: Words that some reader of YAML takes for something else than text.
+_NOT_TEXT = frozenset(["true", "false", "null", "yes", "no", "on", "off", "y", "n", "inf", "nan"])
+_BEFORE_REFERENCE = re.compile(r"(\\*)\$\{")
+#: Characters that stand for something while a config is read, and what UTF-8 cannot write.
+_UNWRITABLE = re.compile("[\ue000\ue001\ue00f\ud800-\udfff\0]")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_WIDTH = 96
+
+
+def config_text(command: Sequence[str], *, name: str | None = None, slurm: str | None = None) -> str:
+    """A first config, with comments, that runs exactly `command`. `slurm`: a group of that name.
+
+    Raises:
+        UsageError: a command or a name that no config can hold.
+    """
+    if not command or not command[0]:
+        hint = "write it behind `--`: oellm-autoexp init -- python train.py"
+        raise UsageError("there is no command", hint=hint)
+    project = _project(command, name)
+    defaults = f"defaults: [slurm: {slurm}, _self_]\n" if slurm else ""
+    parts = [
+        _HEAD.format(name=_scalar(project), project=project, defaults=defaults),
+        f"\nbackend:\n  class_name: CommandBackend\n{_command(command)}",
+        _SWEEP,
+        _SLURM.format(group=slurm) if slurm else _LOCAL,
+        _RULES,
+    ]
+    return "".join(parts)
+
+
+def check_group(slurm: str, directories: Sequence[Path]) -> None:
+    """Refuse a Slurm group that is in none of the directories and does not come with the package.
+
+    Raises:
+        UsageError: with the nearest one that exists.
+    """
+    known = options([*directories, compose.shipped()], "slurm")
+    if slurm not in known:
+        what = f"there is no option `{slurm}` in the group `slurm`"
+        raise UsageError(what, where="--slurm", hint=did_you_mean(slurm, known))
+
+
+def write(path: Path, text: str, effects: Effects) -> None:
+    """Write a config where there is none.
+
+    Raises:
+        UsageError: something of that name exists, or it cannot be written.
+    """
+    hint = "write another: --output FILE, or look at it first: --print"
+    try:
+        made = not path.is_symlink() and effects.write_new(path, text.encode(), mode=0o644)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
+    if not made:
+        raise UsageError("exists already, and is not overwritten", where=str(path), hint=hint)
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _project(command: Sequence[str], given: str | None) -> str:
+    if given is not None:
+        if not _NAME.fullmatch(given) or given in RESERVED_JOB_NAMES:
+            hint = "use letters, digits, `-`, `_` and `.`; a name of a directory of ours is none"
+            raise UsageError(f"{given!r} cannot be the name of a project", where="--name", hint=hint)
+        return given
+    scripts = [word for word in command if word.endswith((".py", ".sh"))]
+    stem = PurePosixPath((scripts or command)[0]).stem
+    found = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:40]
+    return found if _NAME.fullmatch(found) and found not in RESERVED_JOB_NAMES else "first"
+
+
+def _command(command: Sequence[str]) -> str:
+    words = [_scalar(word) for word in command]
+    line = f"  command: [{', '.join(words)}]\n"
+    if len(line) <= _WIDTH:
+        return line
+    return "  command:\n" + "".join(f"    - {word}\n" for word in words)
+
+
+def _scalar(word: str) -> str:
+    """A word as YAML that every reader takes for this very text.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if _UNWRITABLE.search(word):
+        what = f"the word {word!r} holds a character that a config cannot hold"
+        raise UsageError(what, hint="put the command into a script, and give the script")
+    if word == "???":
+        what = "the word `???` stands for a value that is still to be set"
+        raise UsageError(what, hint="put the command into a script, and give the script")
+    # `${` begins a reference; its backslash, and those before it, are doubled as OmegaConf reads them.
+    text = _BEFORE_REFERENCE.sub(lambda match: match.group(1) * 2 + r"\${", word)
+    if _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT:
+        return text
+    if text.isprintable():
+        return "'" + text.replace("'", "''") + "'"
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(char: str) -> str:
+    if char in '\\"':
+        return "\\" + char
+    if char.isprintable():
+        return char
+    return {"\n": "\\n", "\t": "\\t"}.get(char) or f"\\U{ord(char):08X}"
+
+
+_HEAD = """\
+# What to run, and how to get it finished. Check it: oellm-autoexp plan FILE
+{defaults}project:
+  name: {name}
+  base_output_dir: ./outputs/{project}   # relative to this file; holds logs, scripts, and what jobs write
+"""
+
+_SWEEP = """
+# Each word is handed over as it stands. ${…} is filled in: variables of the sweep, or "${job.output_dir}",
+# "${job.checkpoint_dir}", directories that belong to one job alone. In […] put them in quotes: "${lr}".
+
+# What to vary: each combination is a job. Names of your own must be read by the command as ${lr}, ${seed}.
+# sweep:
+#   axes: {lr: [1e-3, 3e-4], seed: [0, 1]}
+"""
+
+_LOCAL = """
+scheduler:
+  class_name: local     # jobs are processes of this machine; `init --slurm NAME` writes one for a cluster
+  max_jobs: 1           # at once
+"""
+
+_SLURM = """
+# Options of sbatch by their long names; they win over those of the group `{group}`. Try it here with --local.
+slurm:
+  sbatch:
+    # account: my_project
+    nodes: 1
+    time: "01:00:00"    # times, accounts and partitions are text: in quotes
+  # setup: ["module load my_modules", "source ~/envs/train/bin/activate"]
+"""
+
+_RULES = """
+# What counts as a fact in a log, and what follows. Named groups are fields of the action.
+# monitoring:
+#   class_name: SlurmLogMonitor
+#   inactivity_threshold_seconds: 3600
+#   log_signals:
+#     saved: {pattern: 'Checkpoint saved: (?P<path>\\S+)', action: convert}
+# actions:
+#   convert: {command: 'python convert.py {path}'}
+
+# What follows when a job ends too early; `plan` prints what holds for all that is not named here.
+# restart_policies:
+#   crash: {class_name: AlwaysRestartPolicy, max_retries: 2}
+"""
