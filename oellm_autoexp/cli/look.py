@@ -18,11 +18,12 @@ def find_session(reference: str | None) -> Any:
     """The paths and the state of the session that a person means."""
     from oellm_autoexp.services import session as service
 
-    paths = service.locate(reference, _state_dir)
+    paths = service.locate(reference, state_dir_of)
     return paths, service.replay(paths)
 
 
-def _state_dir(reference: str) -> Path:
+def state_dir_of(reference: str) -> Path:
+    """The state directory that a config names."""
     from oellm_autoexp.services import plan as service
 
     return service.load(reference, scheduler="local").paths.state_dir

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import typer
 
-from oellm_autoexp.cli import init, log_watch, look, steer, submit
+from oellm_autoexp.cli import cleanup, init, log_watch, look, steer, submit
 from oellm_autoexp.errors import AutoexpError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ COMMANDS = (
     (steer.cancel, "cancel outputs 'tiny_*' --yes"),
     (steer.retry, "retry outputs tiny_lr0.001_seed0"),
     (look.sessions, "sessions --json"),
+    (cleanup.cleanup, "cleanup --yes"),
 )
 for _command, _example in COMMANDS:
     app.command(epilog=f"Example: oellm-autoexp {_example}")(_command)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -166,6 +168,29 @@ class Effects:
         """Remove a file; a missing one is fine."""
         with self._effect("unlink", path):
             path.unlink(missing_ok=True)
+
+    def rename(self, path: Path, target: Path) -> None:
+        """Give a directory another name in the same parent, durably; `target` must not exist or be empty."""
+        with self._effect("rename", path):
+            path.rename(target)
+            fsync_dir(target.parent)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory with all that is in it; a missing one is fine. Links in it are not followed.
+
+        Raises:
+            OSError: `path` is itself a link, or something in it cannot be removed.
+        """
+        with self._effect("remove_tree", path):
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)
+
+    def remove_empty(self, path: Path) -> None:
+        """Remove a directory if nothing is in it."""
+        with self._effect("remove_empty", path), contextlib.suppress(OSError):
+            path.rmdir()
 
     # ---- processes and schedulers
 
