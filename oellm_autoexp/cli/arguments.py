@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from oellm_autoexp.cli import complete
 from oellm_autoexp.errors import UsageError
 
 ConfigRef = Annotated[str, typer.Argument(help="A YAML file, or the name of a config.", show_default=True)]
@@ -21,10 +22,14 @@ Local = Annotated[bool, typer.Option("--local", help="Run the jobs on this machi
 Fake = Annotated[bool, typer.Option("--fake", "--use-fake-slurm", help="Play on a fake Slurm cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SessionRef = Annotated[
-    Optional[str], typer.Argument(help="A state or output directory, a session's name, or a config.")
+    Optional[str],
+    typer.Argument(
+        help="A state or output directory, a session's name, or a config.", autocompletion=complete.sessions
+    ),
 ]
 Jobs = Annotated[
-    Optional[list[str]], typer.Argument(help="Names, prefixes, globs, key=value, or scheduler ids.")
+    Optional[list[str]],
+    typer.Argument(help="Names, prefixes, globs, key=value, or scheduler ids.", autocompletion=complete.jobs),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

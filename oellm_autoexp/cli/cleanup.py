@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Yes
 from oellm_autoexp.cli.look import state_dir_of
 from oellm_autoexp.errors import StateError
@@ -15,7 +16,10 @@ from oellm_autoexp.errors import StateError
 
 def cleanup(
     sessions: Annotated[
-        Optional[list[str]], typer.Argument(metavar="[SESSION]...", help="Which; all that are known.")
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[SESSION]...", help="Which; all that are known.", autocompletion=complete.sessions
+        ),
     ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="The logs of attempts, too.")] = False,
     yes: Yes = False,

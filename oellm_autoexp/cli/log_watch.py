@@ -9,12 +9,17 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from oellm_autoexp.cli import submit
+from oellm_autoexp.cli import complete, submit
 from oellm_autoexp.cli.arguments import ConfigDir, Fake, Override
 from oellm_autoexp.errors import UsageError
 
 Reference = Annotated[
-    Optional[str], typer.Argument(metavar="[SESSION]", help="A session; with --log a config (autoexp).")
+    Optional[str],
+    typer.Argument(
+        metavar="[SESSION]",
+        help="A session; with --log a config (autoexp).",
+        autocompletion=complete.sessions,
+    ),
 ]
 
 

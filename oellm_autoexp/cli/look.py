@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Jobs, SessionRef
 from oellm_autoexp.cli.watching import print_status
 from oellm_autoexp.errors import UsageError
@@ -96,8 +97,8 @@ def show(session: SessionRef = None, jobs: Jobs = None, as_json: AsJson = False)
 
 
 def logs(
-    session: Annotated[str, typer.Argument(help="The session.")],
-    job: Annotated[str, typer.Argument(help="The job.")],
+    session: Annotated[str, typer.Argument(help="The session.", autocompletion=complete.sessions)],
+    job: Annotated[str, typer.Argument(help="The job.", autocompletion=complete.jobs)],
     attempt: Annotated[Optional[int], typer.Option(help="Which attempt; the latest by default.")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
 ) -> None:
