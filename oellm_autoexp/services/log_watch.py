@@ -267,7 +267,11 @@ class LogWatch:
         return StateError(what, where=", ".join(str(job.paths.state_dir) for job in self._jobs), hint=hint)
 
     def follow(self, interval_s: float) -> None:
-        """Look again and again, until something is raised. A file that is not there yet is waited for."""
+        """Look again and again. A file that is not there yet is waited for, and so is room on a full disk.
+
+        Raises:
+            NotLeader, LeadershipLost: another process watches one of the jobs.
+        """
         self._lead()
         due = self._clock.monotonic()
         while True:
@@ -277,7 +281,11 @@ class LogWatch:
                         self._warn_once(problem)
                 due = self._clock.monotonic() + interval_s
             for job in self._jobs:
-                job.act()
+                try:
+                    job.act()
+                except (StateError, OSError) as error:
+                    # What was found is kept, and nothing is started until it is on disk.
+                    self._warn_once(str(error))
             rest = max(0.0, due - self._clock.monotonic())
             self._clock.wait(min(rest, _BUSY_S) if self.running else rest)
 

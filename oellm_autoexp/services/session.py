@@ -61,7 +61,7 @@ def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
     names = [entry.name for entry in known]
     if reference is None:
         here = Path("outputs") / STATE_DIR_NAME
-        if here.is_dir():
+        if (here / "monitor").is_dir():
             return SessionPaths(here.resolve())
         if len(known) == 1:
             return SessionPaths(Path(known[0].state_dir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from oellm_autoexp.monitor.loop import RealClock
 from oellm_autoexp.services import log_watch
 from oellm_autoexp.store.effects import Effects
 
@@ -329,6 +331,52 @@ def test_death_before_any_effect_neither_loses_nor_repeats_an_action(place: Path
             assert converted(place) == [f"/{steps}.pt"], f"killed before step {steps}"
         steps += 1
     assert steps > 10
+
+
+class Full(Effects):
+    """A disk on which there is no room for the journal for a while."""
+
+    full = False
+
+    def step(self, name: str, target: str) -> None:
+        if self.full and name == "write_at:before" and "journal" in target:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+
+class Turns(RealClock):
+    """Does something at each wait, and presses Ctrl-C after the last."""
+
+    def __init__(self, *then: Callable[[], object]) -> None:
+        self.then = iter(then)
+
+    def wait(self, seconds: float) -> None:
+        next(self.then, lambda: signal.raise_signal(signal.SIGINT))()
+
+
+def test_a_loop_waits_for_room_and_then_acts(place: Path) -> None:
+    """A full disk is told once, and nothing is started; with room again, each action is done once."""
+    appending(place)
+    effects, warned = Full(), list[str]()
+    words = ["train=outputs/logs/train.out"]
+    paths, jobs, _ = log_watch.watched("autoexp", place / "config", [], words, [], cwd=place)
+
+    def fill() -> None:
+        effects.full = True
+        with log(place).open("a") as file:
+            file.write("Checkpoint saved: /late.pt\n")
+
+    def look() -> None:
+        assert "/late.pt" not in converted(place)
+
+    clock = Turns(fill, look, look, lambda: setattr(effects, "full", False), lambda: None)
+    watching = log_watch.LogWatch(
+        paths, jobs, report=lambda _kind, _row: None, warn=warned.append, effects=effects, clock=clock
+    )
+    with pytest.raises(KeyboardInterrupt):
+        watching.follow(1e-9)
+    watching.close()
+    assert len(warned) == 1 and "No space left" in warned[0]
+    assert converted(place)[2:] == ["/late.pt"]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
