@@ -12,7 +12,7 @@ import typer
 from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Jobs, SessionRef
 from oellm_autoexp.cli.watching import print_status
-from oellm_autoexp.errors import UsageError
+from oellm_autoexp.errors import StateError, UsageError
 
 
 def find_session(reference: str | None) -> Any:
@@ -126,9 +126,7 @@ def logs(
 
 def sessions(as_json: AsJson = False) -> None:
     """List the sessions of this user."""
-    from oellm_autoexp.core.layout import SessionPaths
     from oellm_autoexp.services import session as service
-    from oellm_autoexp.services import views
 
     found = service.known_sessions()
     if as_json:
@@ -136,6 +134,19 @@ def sessions(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     for entry in found:
-        states = {} if entry.gone else views.counts(service.replay(SessionPaths(Path(entry.state_dir))))
-        shown = "gone" if entry.gone else ", ".join(f"{number} {state}" for state, number in states.items())
-        typer.echo(f"{entry.name}  {shown}  {entry.state_dir}")
+        typer.echo(f"{entry.name}  {_standing(entry)}  {entry.state_dir}")
+
+
+def _standing(entry: Any) -> str:
+    """How a session stands; one that cannot be read hides no other."""
+    from oellm_autoexp.core.layout import SessionPaths
+    from oellm_autoexp.services import session as service
+    from oellm_autoexp.services import views
+
+    if entry.gone:
+        return "gone"
+    try:
+        states = views.counts(service.replay(SessionPaths(Path(entry.state_dir))))
+    except StateError as error:
+        return f"damaged ({error.where}: {error.what})"
+    return ", ".join(f"{number} {state}" for state, number in states.items())

@@ -30,10 +30,13 @@ from oellm_autoexp.core.model import (
     most_specific,
 )
 from oellm_autoexp.core.quick import quick, replace
-from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST, Case, classify, format_duration
+from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED, EXIT_CLAIM_LOST, Case, classify, format_duration
 
 #: A cancel that had no effect is sent again after this long.
 CANCEL_AGAIN_S = 60.0
+#: An attempt that could not be claimed (a full disk, say) is tried again after this long, then twice as long.
+UNCLAIMED_S = 30.0
+UNCLAIMED_MAX_S = 600.0
 
 
 class Policy(Protocol):
@@ -222,21 +225,20 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple
     ended_at = exit_record.ended_at if exit_record and exit_record.ended_at else None
     if ended_at is None:
         ended_at = seen.fact.ended_at if seen.fact and seen.fact.ended_at else seen.now
-    verdict = classify(
-        Case(
-            job=job,
-            attempt=attempt,
-            fact=seen.fact,
-            exit=exit_record,
-            first_error=seen.first_error,
-            last_error=seen.last_error,
-            ended_at=ended_at,
-            success_needs_signal=rules.success_needs_signal,
-            confirmed=seen.confirmed,
-            acting=rules.acting.keys(),
-            startup_grace_s=rules.startup_grace_s,
-        )
+    case = Case(
+        job=job,
+        attempt=attempt,
+        fact=seen.fact,
+        exit=exit_record,
+        first_error=seen.first_error,
+        last_error=seen.last_error,
+        ended_at=ended_at,
+        success_needs_signal=rules.success_needs_signal,
+        confirmed=seen.confirmed,
+        acting=rules.acting.keys(),
+        startup_grace_s=rules.startup_grace_s,
     )
+    verdict = classify(case)
     started = exit_record.started_at if exit_record and exit_record.started_at else attempt.started_at
     if started is None and seen.fact is not None:
         started = seen.fact.started_at
@@ -253,7 +255,31 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple
         last_error=seen.last_error if mode_root(verdict.mode) == "crash" else "",
     )
     after = evolve(job, ended)
+    if case.unclaimed and verdict.mode == "crash" and job.end_wish is None:
+        return (ended, _unclaimed(after, seen.now))
     return (ended, follow(after, rules, seen.now, claim_lost=verdict.exit_code == EXIT_CLAIM_LOST))
+
+
+def _unclaimed(job: Job, now: float) -> ev.RestartScheduled:
+    """Nothing of the user's ran, so nothing is charged; it is tried until the disk is mended."""
+    attempt = job.attempt
+    assert attempt is not None
+    row = 0
+    for past in reversed(job.attempts):
+        if past.exit_code != EXIT_CLAIM_FAILED:
+            break
+        row += 1
+    delay = min(UNCLAIMED_S * 2 ** min(row - 1, 10), UNCLAIMED_MAX_S)
+    return ev.RestartScheduled(
+        at=now,
+        job=job.spec.name,
+        attempt=attempt.number,
+        mode=attempt.mode,
+        entry=attempt.mode,
+        why=f"the command never began; tried again in {delay:g} s",
+        not_before=now + delay,
+        charged=False,
+    )
 
 
 def follow(job: Job, rules: Rules, now: float, *, claim_lost: bool = False) -> ev.Event:

@@ -76,6 +76,11 @@ class Case:
         return fact.exit_code or None
 
     @property
+    def unclaimed(self) -> bool:
+        """The guard could not make its claim, so that the command never began (it may exit 78 itself)."""
+        return self.exit is None and self.code == EXIT_CLAIM_FAILED
+
+    @property
     def cause(self) -> str:
         return self.exit.cause if self.exit is not None else ""
 
@@ -195,7 +200,7 @@ def _same_death_again(case: Case) -> Answer:
 
 def _crash(case: Case) -> Answer:
     how = _how(case.code or 0)
-    if case.code == EXIT_CLAIM_FAILED:
+    if case.unclaimed:
         how = "exit 78: the attempt could not be claimed in the state directory (disk full, not writable?)"
     return "crash", case.with_error(how)
 

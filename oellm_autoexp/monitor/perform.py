@@ -51,6 +51,8 @@ MAX_ACTIONS = 4
 DEFER_S = 30.0
 #: How long an append waits after a full disk.
 AGAIN_S = 5.0
+#: Bytes that others may have appended while a text's outcome was not known.
+APPENDED_SINCE = 1024 * 1024
 #: Errors of a file system that pass: what could not be written is tried again.
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 
@@ -134,12 +136,15 @@ class Performer:
         except SubmitUnclear:
             return
         else:
+            self._trouble("submit", "")
             self._record(ev.SubmitAccepted(at=self._clock(), token=token, refs=tuple(refs)))
 
     def _refuse(self, token: str, reason: str, *, permanent: bool) -> None:
         now = self._clock()
         jobs = self._session.submissions[token].jobs
         retry_at = now + DEFER_S
+        if not permanent:
+            self._trouble("submit", f"jobs wait to be submitted: {reason}")
         self._record(
             ev.SubmitRefused(at=now, token=token, reason=reason, permanent=permanent, retry_at=retry_at)
         )
@@ -420,12 +425,11 @@ def _appended(path: Path, position: int, data: bytes) -> int:
 
     All of them, perhaps behind what others have appended since; or, at the file's end, the first ones.
     """
-    try:
-        with path.open("rb") as file:
-            file.seek(position)
-            found = file.read()
-    except FileNotFoundError:
+    if not path.is_file():
         return 0
+    with path.open("rb") as file:
+        file.seek(position)
+        found = file.read(len(data) + APPENDED_SINCE)
     if data in found:
         return len(data)
     return len(found) if data.startswith(found) else 0

@@ -48,7 +48,11 @@ class Effects:
     # ---- files
 
     def mkdir(self, path: Path, *, mode: int = DIR_MODE) -> None:
-        """Create a directory; an existing one keeps its mode, missing parents get the usual one."""
+        """Create a directory; an existing one keeps its mode, missing parents get the usual one.
+
+        Raises:
+            NotADirectoryError: something else has its name.
+        """
         if path.is_dir():
             return
         with self._effect("mkdir", path):
@@ -58,6 +62,8 @@ class Effects:
                 if mode == DIR_MODE and self.group is not None:
                     os.chown(path, -1, self.group)
                     path.chmod(0o2770)  # whatever the umask; what is made inside belongs to the group too
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
     def write(self, path: Path, data: bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
         """Replace a file atomically: temporary file, fsync, rename, fsync of the directory.

@@ -21,7 +21,7 @@ from oellm_autoexp.core.model import ExitRecord, JobSpec, SchedulerFact, Schedul
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
+from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED, EXIT_CLAIM_LOST
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitRejected, SubmitUnclear
 from oellm_autoexp.monitor.checks import Executor, InlineExecutor
 from oellm_autoexp.monitor.loop import Loop
@@ -145,8 +145,9 @@ class World:
             host="n",
             generation=1,
         )
-        path = Path(process.task.attempt_dir) / "exit.1.json"
-        path.write_text(json.dumps(asdict(process.ended)))
+        if code != EXIT_CLAIM_FAILED:  # Who cannot claim an attempt can write nothing there.
+            path = Path(process.task.attempt_dir) / "exit.1.json"
+            path.write_text(json.dumps(asdict(process.ended)))
 
     @property
     def started(self) -> Counter[tuple[str, int]]:
