@@ -215,12 +215,12 @@ class Loop:
         """The scheduler's answer if one is due; nothing is concluded from silence."""
         if now < self._poll_at:
             return {}
-        interval = self._scheduler.capabilities.poll_interval_s
+        interval = self._poll_interval()
         try:
             facts = self._observer.poll(self.session)
         except SchedulerUnavailable as error:
             self._failures += 1
-            self._poll_at = now + min(MAX_BACKOFF_S, interval * 2**self._failures)
+            self._poll_at = now + min(MAX_BACKOFF_S, interval * 2.0 ** min(self._failures, 30))
             if not self.session.blind:
                 self.record(ev.Blinded(at=now, reason=str(error)))
                 self._session_occasion("blind", str(error), now)
@@ -230,6 +230,13 @@ class Loop:
         if self.session.blind:
             self.record(ev.Sighted(at=now))
         return facts
+
+    def _poll_interval(self) -> float:
+        """The shortest that the rules of a live job ask for; the scheduler's own where none does."""
+        live = {job.spec.rules for job in self.session.jobs.values() if job.live is not None}
+        asked = [self.rules_of(identity).poll_interval_s for identity in live]
+        named = [interval for interval in asked if interval is not None]
+        return min(named, default=self._scheduler.capabilities.poll_interval_s)
 
     # ---- occasions
 
@@ -386,7 +393,8 @@ class Loop:
                 self._clock.wait(rest_s)
             else:
                 self._alarm.watch([self._paths.inbox, *self._observer.places(self.session)])
-                self._alarm.rest(rest_s)
+                if self._alarm.rest(rest_s):
+                    self._observer.hurry()
 
     def close(self) -> None:
         """Say goodbye in the journal; jobs go on."""

@@ -33,6 +33,8 @@ from oellm_autoexp.store.series import Series
 
 #: A longer gap between two looks is blind time: it counts neither as silence nor as anything else.
 BLIND_GAP_S = 120.0
+#: Logs are looked at this often, or as often as the scheduler is asked, where the config names no time.
+CHECK_INTERVAL_S = 5.0
 #: Progress goes to the journal at most this often per job (the end of an attempt always sees it).
 PROGRESS_INTERVAL_S = 10.0
 #: A cursor goes to the journal at least this often, so that a new daemon need not read all again.
@@ -45,6 +47,8 @@ class _Watch:
 
     attempt: int
     looked_at: float | None = None
+    #: When the files are due to be read again.
+    check_at: float = 0.0
     quiet_s: float = 0.0
     still_s: float = 0.0
     progress_at: float | None = None
@@ -90,6 +94,11 @@ class Observer:
         """The directories where the logs of live jobs grow."""
         live = [job.live for job in session.jobs.values()]
         return {Path(attempt.log_path).parent for attempt in live if attempt is not None}
+
+    def hurry(self) -> None:
+        """Look at all logs at the next turn: one of them has grown."""
+        for watch in self._watches.values():
+            watch.check_at = 0.0
 
     def settle(self, now: float, *, every: bool = False) -> None:
         """Write the metrics that have become due, or all that are held."""
@@ -166,6 +175,12 @@ class Observer:
                 matches=job.matches,
                 journaled=dict(job.cursors),
             )
+        asked = rules.check_interval_s
+        interval = self._check_interval() if asked is None else asked
+        # With an answer of the scheduler the logs are looked at too: silence is counted between the two.
+        if fact is None and now < watch.check_at <= now + interval:
+            return False
+        watch.check_at = now + interval
         grown, complete, moved = 0, True, False
         for name, path in files_of(job, attempt).items():
             while True:
@@ -198,6 +213,9 @@ class Observer:
         counted = rules.lifecycle.progress_known or job.high_water or self._marks.get(job.spec.name)
         self._count(watch, fact, grown, moved or not counted, complete, now)
         return complete
+
+    def _check_interval(self) -> float:
+        return min(CHECK_INTERVAL_S, self._scheduler.capabilities.poll_interval_s)
 
     def _take(
         self,

@@ -70,16 +70,18 @@ class Alarm:
             self._observer.start()
         return self._observer
 
-    def rest(self, most_s: float) -> None:
-        """Wait until something happens, for about `most_s` seconds."""
+    def rest(self, most_s: float) -> bool:
+        """Wait until something happens, for about `most_s` seconds; whether something did."""
         least_s = max(MIN_REST_S, (self._cpu() - self._used_s) / MAX_LOAD)
         self._wait(least_s)
+        rang = False
         if self._observer is not None:
-            self._rang.wait(max(0.0, most_s - least_s))
+            rang = self._rang.wait(max(0.0, most_s - least_s))
             self._rang.clear()
         elif most_s > least_s:
             self._wait(most_s - least_s)
         self._used_s = self._cpu()
+        return rang
 
     def stop(self) -> None:
         if self._observer is not None:

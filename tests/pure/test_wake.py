@@ -88,7 +88,7 @@ def test_a_new_file_on_a_local_file_system_wakes_the_loop(tmp_path):
         writer = threading.Thread(target=lambda: (tmp_path / "command.json").write_text("{}"))
         writer.start()
         began = time.monotonic()
-        alarm.rest(250.0)
+        assert alarm.rest(250.0)
         writer.join()
         assert time.monotonic() - began < 200
     finally:
