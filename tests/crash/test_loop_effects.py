@@ -236,8 +236,7 @@ def test_a_death_at_any_effect_loses_and_doubles_nothing(left: str, array_size: 
             try:
                 assert play(stage, fatal) == 1
             except BaseException as error:
-                error.add_note(f"killed at step {at}, {name}")
-                raise
+                raise AssertionError(f"killed at step {at}, {name}") from error
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -253,8 +252,7 @@ def test_many_deaths_in_a_row_lose_and_double_nothing(seed: int) -> None:
             try:
                 assert play(stage, *deaths) >= 4
             except BaseException as error:
-                error.add_note(f"killed at steps {[fatal.at for fatal in deaths]}")
-                raise
+                raise AssertionError(f"killed at steps {[fatal.at for fatal in deaths]}") from error
 
 
 def test_what_is_on_disk_is_what_is_in_memory() -> None:

@@ -274,7 +274,7 @@ def test_a_file_within_the_state_directory_is_named(place: Place, name: str) -> 
             says = "Not a directory" if name == "scheduler" else "could not be claimed in the state directory"
             out = place.root / "leader.out"
             until(lambda: says in place.errors + out.read_text(), "it says so")
-            assert {state for state, _ in place.states().values()} == {"waiting"}
+            until(lambda: {state for state, _ in place.states().values()} == {"waiting"}, "both wait")
             assert leader.poll() is None
     else:
         assert str(blocked) in place.refused("submit", config, says="irectory")
