@@ -8,7 +8,6 @@ asks what a tick cannot do without, for each job: `stat` of its log.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -160,7 +159,7 @@ def tick(loop: Loop, clock: Stepped) -> None:
 
 
 def main() -> None:
-    print(f"{'jobs':>6}{'CPU s a tick':>14}{'reference':>11}{'ratio':>7}{'calls':>7}{'writes':>8}{'bytes':>8}")
+    print("  jobs  CPU s a tick  reference  ratio  calls  writes   bytes")
     for jobs in [int(word) for word in sys.argv[1:]] or [1000, 5000]:
         with tempfile.TemporaryDirectory(prefix="autoexp-bench-") as directory:
             clock = Stepped()
@@ -174,7 +173,7 @@ def main() -> None:
             begin = time.process_time()
             for job in session.jobs.values():
                 assert job.live is not None
-                os.stat(job.live.log_path)
+                Path(job.live.log_path).stat()
             reference = time.process_time() - begin
             print(
                 f"{jobs:>6}{spent:>14.4f}{reference:>11.4f}{spent / reference:>7.1f}{reads / TICKS:>7.1f}"

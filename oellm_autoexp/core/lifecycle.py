@@ -343,7 +343,14 @@ def evolve_all(job: Job, happened: tuple[ev.Event, ...]) -> Job:
 
 def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event is the clearest form
     """The job after an event that concerns it."""
+    # The two kinds that a long journal is full of come first.
     match event:
+        case ev.ProgressMade():
+            marks = {**job.high_water, event.counter: event.value}
+            attempts = _changed(job, event.attempt, progressed_at=event.at)
+            return replace(job, high_water=marks, attempts=attempts)
+        case ev.SignalsFound():
+            return _signals(job, event)
         case ev.JobUpdated():
             return _updated(job, event)
         case ev.JobUnplanned():
@@ -367,15 +374,11 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
                 attempts=_with_decision(job, f"{event.state}" + (f" ({event.by})" if event.by else "")),
             )
         case ev.AttemptPending():
-            return _on_attempt(
-                replace(job, state=JobState.PENDING),
-                event.attempt,
-                pending_reason=event.reason,
-                gone_since=None,
-            )
+            attempts = _changed(job, event.attempt, pending_reason=event.reason, gone_since=None)
+            return replace(job, state=JobState.PENDING, attempts=attempts)
         case ev.AttemptStarted():
-            return _on_attempt(
-                replace(job, state=JobState.RUNNING),
+            attempts = _changed(
+                job,
                 event.attempt,
                 phase=Phase.RUNNING,
                 started_at=event.started_at,
@@ -383,11 +386,13 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
                 pending_reason="",
                 gone_since=None,
             )
+            return replace(job, state=JobState.RUNNING, attempts=attempts)
         case ev.AttemptGone():
-            return _on_attempt(replace(job, state=JobState.UNKNOWN), event.attempt, gone_since=event.at)
+            attempts = _changed(job, event.attempt, gone_since=event.at)
+            return replace(job, state=JobState.UNKNOWN, attempts=attempts)
         case ev.AttemptEnded():
-            return _on_attempt(
-                replace(job, state=JobState.WAITING, mode=event.mode, reason=event.reason),
+            attempts = _changed(
+                job,
                 event.attempt,
                 phase=Phase.ENDED,
                 mode=event.mode,
@@ -397,31 +402,29 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
                 ended_at=event.ended_at,
                 last_error=event.last_error,
             )
+            state = JobState.WAITING
+            return replace(job, state=state, mode=event.mode, reason=event.reason, attempts=attempts)
         case ev.CancelRequested():
             before = job.live.cancel if job.live else None
             tries = before.tries + 1 if before else 1
             cancel = Cancel(why=event.why, by=event.by, mode=event.mode, at=event.at, tries=tries)
-            return _on_attempt(job, event.attempt, cancel=cancel)
+            return replace(job, attempts=_changed(job, event.attempt, cancel=cancel))
         case ev.CancelSent():
             live = job.live
             if live is None or live.cancel is None or live.number != event.attempt:
                 return job
-            return _on_attempt(job, event.attempt, cancel=replace(live.cancel, sent_at=event.at))
-        case ev.SignalsFound():
-            return _signals(job, event)
-        case ev.ProgressMade():
-            marks = {**job.high_water, event.counter: event.value}
-            return _on_attempt(replace(job, high_water=marks), event.attempt, progressed_at=event.at)
+            cancel = replace(live.cancel, sent_at=event.at)
+            return replace(job, attempts=_changed(job, event.attempt, cancel=cancel))
         case _:
             return job
 
 
-def _on_attempt(job: Job, number: int, **changes: object) -> Job:
-    attempts = tuple(
+def _changed(job: Job, number: int, **changes: object) -> tuple[Attempt, ...]:
+    """The attempts of a job, that of this number with other fields."""
+    return tuple(
         replace(attempt, **changes) if attempt.number == number else attempt  # type: ignore[arg-type]
         for attempt in job.attempts
     )
-    return replace(job, attempts=attempts)
 
 
 def _with_decision(job: Job, decision: str) -> tuple[Attempt, ...]:
@@ -479,15 +482,19 @@ def _restart(job: Job, event: ev.RestartScheduled) -> Job:
 
 def _signals(job: Job, event: ev.SignalsFound) -> Job:
     attempt = job.attempt
-    job = replace(
-        job, cursors={**job.cursors, event.file: event.cursor}, matches={**job.matches, **event.matches}
+    attempts = job.attempts
+    if attempt is not None and attempt.number == event.attempt:
+        known = {found.rule for found in attempt.signals}
+        fresh: list[LogSignal] = []
+        for found in event.signals:
+            if found.mode and found.rule not in known:
+                known.add(found.rule)
+                fresh.append(replace(found, at=event.at))
+        if fresh:
+            attempts = _changed(job, event.attempt, signals=attempt.signals + tuple(fresh))
+    return replace(
+        job,
+        cursors={**job.cursors, event.file: event.cursor},
+        matches={**job.matches, **event.matches},
+        attempts=attempts,
     )
-    if attempt is None or attempt.number != event.attempt:
-        return job
-    known = {found.rule for found in attempt.signals}
-    fresh: list[LogSignal] = []
-    for found in event.signals:
-        if found.mode and found.rule not in known:
-            known.add(found.rule)
-            fresh.append(replace(found, at=event.at))
-    return _on_attempt(job, event.attempt, signals=attempt.signals + tuple(fresh)) if fresh else job

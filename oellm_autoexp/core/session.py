@@ -63,6 +63,9 @@ class Session:
     def apply(self, event: ev.Event) -> None:  # noqa: C901 - one case per event is the clearest form
         """Take one event in."""
         match event:
+            # First what a long journal is full of.
+            case ev.ProgressMade() | ev.SignalsFound():
+                self._of_job(event)
             case ev.SessionOpened():
                 self.opened = event
                 self.ended = None
@@ -103,16 +106,19 @@ class Session:
                 self.actions[event.key] = replace(self.actions[event.key], ended=event)
                 self.open_actions.pop(event.key, None)
             case _:
-                name: str = getattr(event, "job")  # noqa: B009 - every event left names a job
-                job = evolve(self.jobs[name], event)
-                self.jobs[name] = job
-                if isinstance(event, ev.SignalsFound):
-                    for request in actions_of(job, event):
-                        self._request_action(request)
-                elif isinstance(event, ev.JobEnded):
-                    self._count_early_death(job)
-                elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
-                    self.ended = None
+                self._of_job(event)
+
+    def _of_job(self, event: ev.Event) -> None:
+        name: str = getattr(event, "job")  # noqa: B009 - every event that comes here names a job
+        job = evolve(self.jobs[name], event)
+        self.jobs[name] = job
+        if isinstance(event, ev.SignalsFound):
+            for request in actions_of(job, event):
+                self._request_action(request)
+        elif isinstance(event, ev.JobEnded):
+            self._count_early_death(job)
+        elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
+            self.ended = None
 
     def _request_action(self, event: ev.ActionRequested) -> None:
         if event.key not in self.actions:
