@@ -26,16 +26,9 @@ from oellm_autoexp.errors import UsageError
 
 
 def _planned(ref: str, config_dir: Path | None, override: list[str] | None, scheduler: str | None) -> Any:
-    from oellm_autoexp.services import plan as service
+    from oellm_autoexp.services.calls import planned
 
-    loaded = service.load(ref, config_dir, override or [], scheduler=scheduler)
-    known = {}
-    if loaded.paths.journal.is_dir():
-        # The machinery of sessions takes a tenth of a second to import; the first plan does without.
-        from oellm_autoexp.services.session import replay
-
-        known = {job.spec.id: name for name, job in replay(loaded.paths).jobs.items()}
-    return service.plan(loaded, known)
+    return planned(ref, config_dir, override or [], scheduler)
 
 
 def plan(

@@ -48,7 +48,7 @@ class SlurmLogMonitorConfig(ConfigInterface):
     """Times are seconds; null leaves them to the scheduler's default, or switches the rule off.
 
     `poll_interval_seconds`: between two questions to the scheduler (the shortest of all live jobs counts).
-    `check_interval_seconds`: between two looks at the logs; with each answer of the scheduler there is one too.
+    `check_interval_seconds`: between two looks at the logs; one goes with each answer of the scheduler.
     """
 
     poll_interval_seconds: float | None = None

@@ -231,6 +231,10 @@ class Loop:
             self.record(ev.Sighted(at=now))
         return facts
 
+    def _due(self) -> float:
+        """When the scheduler is to be asked, or a log to be read, next."""
+        return min(self._poll_at, self._observer.due(self.session))
+
     def _poll_interval(self) -> float:
         """The shortest that the rules of a live job ask for; the scheduler's own where none does."""
         live = {job.spec.rules for job in self.session.jobs.values() if job.live is not None}
@@ -388,7 +392,9 @@ class Loop:
                     continue
                 self._snapshot(now, force=True)
                 return
-            rest_s = self._rest.after(changed=self._recorded > recorded)
+            rest_s = self._rest.after(
+                changed=self._recorded > recorded, due_s=self._due() - self._clock.now()
+            )
             if self._alarm is None:
                 self._clock.wait(rest_s)
             else:

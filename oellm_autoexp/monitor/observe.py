@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,11 @@ class Observer:
         """The directories where the logs of live jobs grow."""
         live = [job.live for job in session.jobs.values()]
         return {Path(attempt.log_path).parent for attempt in live if attempt is not None}
+
+    def due(self, session: Session) -> float:
+        """When the next log is to be read."""
+        live = [name for name, job in session.jobs.items() if job.live is not None]
+        return min((self._watches[name].check_at for name in live if name in self._watches), default=math.inf)
 
     def hurry(self) -> None:
         """Look at all logs at the next turn: one of them has grown."""

@@ -18,8 +18,8 @@ LOCAL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay
 MIN_REST_S, MAX_REST_S = 0.25, 5.0
 #: The part of one CPU that a loop may use, however busy the logs are.
 MAX_LOAD = 0.05
-#: The rest grows by this much when nothing happened.
-CALM = 1.5
+#: The rest grows by this factor when nothing happened.
+CALM = 2
 
 
 class Rest:
@@ -29,10 +29,10 @@ class Rest:
         self._longest_s = max(MIN_REST_S, min(MAX_REST_S, longest_s))
         self._rest_s = MIN_REST_S
 
-    def after(self, *, changed: bool) -> float:
-        """The seconds to rest after a tick, unless woken."""
+    def after(self, *, changed: bool, due_s: float = MAX_REST_S) -> float:
+        """The seconds to rest after a tick, unless woken; `due_s`: what is to be done next is due so soon."""
         self._rest_s = MIN_REST_S if changed else min(self._longest_s, self._rest_s * CALM)
-        return self._rest_s
+        return max(MIN_REST_S, min(self._rest_s, due_s))
 
 
 class Alarm:

@@ -146,6 +146,8 @@ def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:
     while True:
         leader = journal.leader_alive(paths)
         if leader is not None:
+            if child is not None:
+                child.returncode = 0  # Not waited for: it outlives this process.
             return leader
         if child is None:
             child = effects.spawn(argv, env=os.environ, output=paths.daemon_log)

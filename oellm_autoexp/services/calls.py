@@ -1,0 +1,123 @@
+"""What a Python program calls: plan with `render_scripts`, submit and watch with `submit_jobs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oellm_autoexp.errors import UsageError
+from oellm_autoexp.services import plan as planning
+from oellm_autoexp.services.plan import PlanResult
+from oellm_autoexp.store.effects import Effects
+
+if TYPE_CHECKING:
+    from oellm_autoexp.core.events import Event
+    from oellm_autoexp.core.session import Session
+
+
+def planned(
+    config_ref: str | Path,
+    config_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    scheduler: str | None = None,
+) -> PlanResult:
+    """The plan of a config; jobs that its session has keep their names. Nothing is written.
+
+    Raises:
+        ConfigError: every mistake in the config, with file, key and repair.
+        UsageError: a scheduler that cannot be used.
+        StateError: the session's journal is damaged.
+    """
+    directory = Path(config_dir) if config_dir is not None else None
+    loaded = planning.load(str(config_ref), directory, list(overrides), scheduler=scheduler)
+    known = {}
+    if loaded.paths.journal.is_dir():
+        # The machinery of sessions takes a tenth of a second to import; the first plan does without.
+        from oellm_autoexp.services.session import replay
+
+        known = {job.spec.id: name for name, job in replay(loaded.paths).jobs.items()}
+    return planning.plan(loaded, known)
+
+
+def render_scripts(
+    config_ref: str | Path,
+    *,
+    config_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    scheduler: str | None = None,
+    dry_run: bool = False,
+) -> PlanResult:
+    """Write the scripts and sweep.json of a config, as `oellm-autoexp plan` does; the plan.
+
+    `config_ref` is a YAML file or the name of a config in `config_dir` (None: `./config`, then the shipped
+    groups). `overrides` are `key=value`. `scheduler` ("local", "slurm") wins over the config. With `dry_run`
+    nothing is written. What is on disk as planned stays untouched.
+
+        plan = render_scripts("sweep.yaml", overrides=["sweep.axes.lr=[1e-3]"], scheduler="local")
+        for job in plan.jobs:
+            print(job.spec.name, job.spec.script_path)
+
+    Raises:
+        ConfigError: every mistake in the config; nothing was written.
+        UsageError: a scheduler that cannot be used.
+        StateError: a file that cannot be written.
+    """
+    result = planned(config_ref, config_dir, overrides, scheduler)
+    if not dry_run:
+        planning.write(result, Effects())
+    return result
+
+
+def submit_jobs(
+    config: str | Path | PlanResult,
+    *,
+    config_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    scheduler: str | None = None,
+    update: bool = False,
+    prune: bool = False,
+    yes: bool = False,
+    wait: bool = True,
+    on_event: Callable[[Event], None] = lambda _event: None,
+) -> Session:
+    """Submit what is not done yet, as `oellm-autoexp submit` does; the state of the session.
+
+    `config` is a plan of `render_scripts`, or what that takes, with `config_dir`, `overrides`, `scheduler`.
+    `update` takes jobs that have changed, `prune` cancels those that the plan no longer has, `yes` agrees to
+    what the command line would ask (`project.confirm_gpu_hours`, and what `prune` cancels).
+
+    With `wait` this call watches, restarts and acts until every job has a verdict, and `on_event` is told of
+    each event; if it is interrupted, the jobs go on. Without, a process in the background does so. Where
+    another process watches the session already, it takes the jobs over, and the call returns at once.
+
+        session = submit_jobs("sweep.yaml", scheduler="local")
+        failed = [name for name, job in session.jobs.items() if job.state != "succeeded"]
+
+    Raises:
+        ConfigError: every mistake in the config, or jobs that have changed; nothing was submitted.
+        UsageError: something must be agreed to, or the scheduler cannot submit; nothing was submitted.
+        StateError: the state directory cannot be written, or belongs to something else.
+        LeadershipLost: another process has taken the session over.
+    """
+    from oellm_autoexp.services import submit as service
+    from oellm_autoexp.services.session import Watch, replay
+
+    result = config if isinstance(config, PlanResult) else planned(config, config_dir, overrides, scheduler)
+    done = service.preview(result, update=update, prune=prune)
+    cost = service.to_confirm(result, done)
+    if not yes and cost:
+        raise UsageError(f"{len(done.added)} new jobs may use {cost}", hint="pass yes=True to submit them")
+    if not yes and prune and done.missing:
+        what = f"{len(done.missing)} jobs that the plan no longer has would be cancelled"
+        raise UsageError(what, hint="pass yes=True to cancel them")
+    paths = result.loaded.paths
+    _, loop = service.submit(result, update=update, prune=prune, watch=Watch(on_event=on_event))
+    if not wait:
+        service.detach(paths, loop)
+    elif loop is not None:
+        try:
+            loop.run()
+        finally:
+            loop.close()
+    return replay(paths)
