@@ -187,7 +187,8 @@ class Composed:
             hint = "write `project: {name: tiny, base_output_dir: ./outputs}`"
             yield Fault(key="project", what="the section is missing", hint=hint)
         unset = list(_unset(static))
-        yield from (Fault(key=key, what="must be set", value=_MISSING) for key in unset)
+        for key in unset:
+            yield Fault(key=key, what="must be set", value=_MISSING, hint=f"write it there, or -o {key}=…")
         for name in SECTIONS:
             value = static.get(name)
             if value is None or (name == "project" and not isinstance(value, Mapping)):

@@ -40,6 +40,12 @@ def options(directories: Sequence[Path], group: str) -> list[str]:
     return sorted(found)
 
 
+def _groups(directories: Sequence[Path]) -> list[str]:
+    """The groups beside each other in these directories, sorted."""
+    found = {path.name for directory in directories for path in directory.iterdir() if path.is_dir()}
+    return sorted(name for name in found if options(directories, name))
+
+
 @dataclass
 class Composition:
     """What Hydra is to compose: the primary config, where groups are looked for, which options are chosen."""
@@ -174,8 +180,11 @@ class Composition:
         hint = ""
         if missing:
             group, _, name = str(missing).rpartition("/")
+            known = options(self.directories, group)
             what = f"there is no option `{name}` in the group `{group}`" if group else f"no config `{name}`"
-            hint = did_you_mean(name, options(self.directories, group))
+            hint = did_you_mean(name, known)
+            if not known:
+                what, hint = f"there is no group `{group}`", did_you_mean(group, _groups(self.directories))
         for file, _ in reversed(list(self.read.values())):
             line = _line_of_default(file, str(missing or ""), what)
             if line:

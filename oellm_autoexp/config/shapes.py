@@ -118,9 +118,14 @@ def choose_scheduler(raw: dict[str, Any], *, by_flag: bool) -> None:
         raise ConfigError(Fault(key="scheduler.class_name", what=what, value=name, hint=hint))
     raw["scheduler"] = {**section, "class_name": chosen}
     if by_flag:
-        config = plugin_class(SchedulerInterface, chosen).config_class
-        kept = {"class_name", *(item.name for item in dataclasses.fields(config))}
-        raw["scheduler"] = {key: value for key, value in raw["scheduler"].items() if key in kept}
+        # Only keys that some other scheduler has: what none has is a mistake, and must be seen as one.
+        foreign = {key for other in known for key in _keys_of(other)} - _keys_of(chosen)
+        raw["scheduler"] = {key: value for key, value in raw["scheduler"].items() if key not in foreign}
+
+
+def _keys_of(scheduler: str) -> set[str]:
+    config = plugin_class(SchedulerInterface, scheduler).config_class
+    return {item.name for item in dataclasses.fields(config)} - {"class_name"}
 
 
 def lacks_class(name: str, value: Any) -> bool:

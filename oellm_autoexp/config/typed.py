@@ -222,7 +222,8 @@ def _is_number_or_text(kind: type, value: Any) -> bool:
 def _mismatch(wanted: Sequence[Any], value: Any, key: str) -> Fault:
     kinds = [get_origin(option) or option for option in wanted]
     words = " or ".join(dict.fromkeys(_WORDS.get(kind, "a mapping") for kind in kinds))
-    what = f"must be {words}, not {_a(kind_of(value))}"
+    fraction = isinstance(value, float) and int in kinds
+    what = f"must be {words}, not {'a fraction' if fraction else _a(kind_of(value))}"
     return Fault(key=key, what=what, value=shown(value), hint=_repair(kinds, value))
 
 
@@ -232,7 +233,7 @@ def _a(kind: str) -> str:
 
 def _repair(kinds: Sequence[Any], value: Any) -> str:
     if value is None:
-        return "leave the key out for its default"
+        return "give it a value, or leave the key out if it has a default"
     if str in kinds and isinstance(value, (int, float)):
         return f'write it in quotes: "{shown(value)}"'
     if bool in kinds and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):

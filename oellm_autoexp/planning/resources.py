@@ -38,7 +38,7 @@ def resources_of(slurm: Mapping[str, Any]) -> Resources:
         except ValueError as error:
             raise ConfigError(Fault(key=key, what=str(error))) from None
 
-    nodes = read("nodes", _most, 1)
+    nodes = read("nodes", _nodes, 1)
     gpus = read("gpus", _counted, 0)
     if not gpus:
         gpus = read("gpus-per-node", _counted, 0) * nodes
@@ -58,6 +58,13 @@ def _most(text: str) -> int:
     if not match:
         raise ValueError(f"`{text}` is not a number")
     return int(match.group(1))
+
+
+def _nodes(text: str) -> int:
+    count = _most(text)
+    if count < 1:
+        raise ValueError(f"must be at least 1, not {count}")
+    return count
 
 
 def _counted(text: str) -> int:
@@ -96,6 +103,8 @@ class Totals:
     @property
     def cost(self) -> str:
         """The GPU-hours in words."""
+        if not self.gpus:
+            return "no GPUs"
         if self.gpu_hours is None:
             return "GPU-hours without bound: a job with GPUs has no time limit"
         retries = self.gpu_hours_with_retries

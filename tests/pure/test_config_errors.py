@@ -11,7 +11,7 @@ import pytest
 
 from oellm_autoexp.config import compose
 from oellm_autoexp.errors import ConfigError, Fault
-from oellm_autoexp.services import plugins
+from oellm_autoexp.services import plan, plugins
 
 BASE = """\
 project: {name: tiny}
@@ -101,7 +101,7 @@ MISTAKES = [
         "scheduler: {max_jobs: 1.5}",
         "scheduler.max_jobs",
         4,
-        "must be a whole number",
+        "must be a whole number, not a fraction",
         overrides=["scheduler.class_name=local"],
     ),
     Mistake(
@@ -165,7 +165,13 @@ MISTAKES = [
     ),
     Mistake("a shell variable", "slurm: {setup: ['cd ${HOME}/x']}", "slurm.setup.0", 4, "${oc.env:HOME}"),
     Mistake("a broken reference", "metadata: {x: '${a'}", "metadata.x", 4, "broken `${…}`"),
-    Mistake("must be set", "slurm:\n  sbatch: {account: '???'}", "slurm.sbatch.account", 5, "must be set"),
+    Mistake(
+        "must be set",
+        "slurm:\n  sbatch: {account: '???'}",
+        "slurm.sbatch.account",
+        5,
+        "-o slurm.sbatch.account=",
+    ),
     Mistake(
         "a variable that nothing reads",
         "sweep:\n  axes:\n    lr: [0.1]\n    seed: [1]\nproject: {name: t}\n"
@@ -377,7 +383,10 @@ MISTAKES = [
         4,
         "did you mean `lumi`?",
     ),
-    Mistake("an unknown group", "defaults:\n  - clusters: lumi\n  - _self_", "defaults", 5, "clusters"),
+    Mistake("a mistyped group", "defaults: [{slrum: lumi}, _self_]", "defaults", 4, "did you mean `slurm`?"),
+    Mistake(
+        "an unknown group", "defaults:\n  - clusters: lumi\n  - _self_", "defaults", 5, "no group `clusters`"
+    ),
 ]
 
 
@@ -393,3 +402,16 @@ def test_a_mistake_is_one_clear_message(tmp_path: Path, mistake: Mistake) -> Non
     assert fault.file == str(tmp_path / "sweep.yaml")
     assert any(part in str(fault) for part in mistake.says.split("|")), fault
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+def test_a_flag_that_chooses_the_scheduler_hides_no_mistake(tmp_path: Path) -> None:
+    """`--local` passes over keys that only another scheduler has, and refuses those that none has."""
+    (tmp_path / "sweep.yaml").write_text(BASE + "scheduler: {class_name: slurm, max_jobs: 2, max_jobz: 3}\n")
+    with pytest.raises(ConfigError) as caught:
+        plan.load("sweep.yaml", scheduler="local", cwd=tmp_path)
+    (fault,) = caught.value.faults
+    assert (fault.key, fault.line, fault.hint) == ("scheduler.max_jobz", 4, "did you mean `max_jobs`?")
+    (tmp_path / "sweep.yaml").write_text(BASE + "scheduler: {class_name: local, kill_grace_seconds: 2}\n")
+    assert plan.load("sweep.yaml", scheduler="slurm", cwd=tmp_path).scheduler_config == {
+        "class_name": "SlurmClient"
+    }
