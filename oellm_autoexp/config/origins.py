@@ -45,6 +45,10 @@ class Origins:
                 return replace(fault, file=self.given[key])
         for key in self.swept:
             if _within(fault.key, key):
+                for path in (f"sweep.base_values.{key}", f"sweep.axes.{key}"):
+                    for override, text in self.given.items():
+                        if _within(path, override):
+                            return replace(fault, key=f"{path} ({fault.key})", file=text)
                 for text, file, package in reversed(self._texts):
                     path, line = swept_line(text, key, package)
                     if line:

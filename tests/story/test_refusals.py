@@ -66,7 +66,7 @@ REFUSALS = [
     Refusal("field", ("sweep.yaml:7: actions.go.command", "value: {pth}", "`path`"), FIELD),
     Refusal(
         "variable that nothing reads",
-        ("-o sweep.axes.seed=[1,2]", "nothing reads this variable", "${seed}"),
+        ("-o sweep.axes.seed=[1,2]: sweep.axes.seed", "nothing reads this variable", "${seed}"),
         words=("sweep.yaml", "-o", "sweep.axes.seed=[1,2]"),
     ),
     Refusal(
