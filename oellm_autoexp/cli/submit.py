@@ -69,8 +69,7 @@ def plan(
 
 def _describe(result: Any) -> None:
     totals = result.totals
-    for job in result.jobs:
-        typer.echo(f"  {job.spec.name}  [{job.spec.id}]")
+    typer.echo("\n".join(f"  {job.spec.name}  [{job.spec.id}]" for job in result.jobs))
     typer.echo(f"{len(result.jobs)} jobs on {totals.nodes} nodes; {totals.cost}")
     typer.echo("Policies in force:")
     for policy in result.policies:

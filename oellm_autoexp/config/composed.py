@@ -14,6 +14,7 @@ from oellm_autoexp.config import checks, files, reads, shapes
 from oellm_autoexp.config.nodes import DYNAMIC, Container, Leaf, Node
 from oellm_autoexp.config.origins import Origins
 from oellm_autoexp.config.schema import PATHS, ProjectConfig, RootConfig
+from oellm_autoexp.config.scope import Scope
 from oellm_autoexp.config.tree import Tree
 from oellm_autoexp.config.typed import HINTS, faults_of, parse_section
 from oellm_autoexp.core import symbols
@@ -93,11 +94,6 @@ class Composed:
 
     # ---- results
 
-    @property
-    def reads_job(self) -> bool:
-        """Whether any value depends on `job.*`."""
-        return any(name.split(".")[0] == "job" for name in self._reads)
-
     def points(self) -> Iterator[Point]:
         """The points of the sweep, one at a time."""
         return self.grid.points()
@@ -119,8 +115,25 @@ class Composed:
         Raises:
             ConfigError: what is wrong, with the place where it was written.
         """
+        return self.typed(self.scope(values, job))
+
+    def scope(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> Scope:
+        """One point with its plain config resolved: `.config()` is that, `.with_job` names another job.
+
+        Raises:
+            ConfigError: a value that cannot be resolved, with the place where it was written.
+        """
+        scope = self.tree.at(values, job)
         try:
-            raw = self.tree.point(values, job)
+            scope.config()
+        except ConfigError as error:
+            raise self.placed(error) from error.__cause__
+        return scope
+
+    def typed(self, scope: Scope) -> PointConfig:
+        """The typed config of a point; as `point`."""
+        try:
+            raw = scope.config()
             return PointConfig(root=self._parsed(raw), raw=raw)
         except ConfigError as error:
             raise self.placed(error) from error.__cause__

@@ -40,7 +40,7 @@ def number(value: Any) -> int | float:
 
 def exact(value: Any) -> Fraction:
     """A number as the decimal that a person reads, without the rounding of binary fractions."""
-    return Fraction(repr(number(value)))
+    return Fraction(value if type(value) is int else repr(number(value)))
 
 
 def _flat(values: tuple[Any, ...]) -> Iterator[Any]:

@@ -31,6 +31,8 @@ class Scope:
         self._facts = facts
         self._memo: dict[Node, Any] = {}
         self._active: dict[Node, None] = {}
+        #: Nodes whose value depends on facts.
+        self._factual: set[Node] = set()
         self.environment = tree.environment
         self.timestamp = tree.timestamp
 
@@ -53,6 +55,12 @@ class Scope:
         """
         return {key: self.swept(key, self._tree.places.get(key, (key,))) for key in self.values}
 
+    def with_job(self, job: Mapping[str, Any]) -> Scope:
+        """The same point where `job.*` means something else; only what depends on it is computed again."""
+        scope = Scope(self._tree, self.values, {**self._facts, "job": job})
+        scope._memo = {node: value for node, value in self._memo.items() if node not in self._factual}
+        return scope
+
     # ---- for nodes and expressions
 
     def value(self, node: Node) -> Any:
@@ -60,6 +68,8 @@ class Scope:
         if static is not DYNAMIC and static is not UNKNOWN:
             return static
         if node in self._memo:
+            if node in self._factual:
+                self._factual.update(self._active)
             return self._memo[node]
         if node in self._active:
             self._cycle(node)
@@ -105,6 +115,7 @@ class Scope:
         return self._at(node, rest, (name, *rest))
 
     def _fact(self, path: Path) -> Any:
+        self._factual.update(self._active)
         section, *rest = path
         facts = self._facts.get(section, {})
         if not rest:

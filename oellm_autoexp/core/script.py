@@ -16,6 +16,8 @@ class ScriptRequest:
     name: str
     argv: Sequence[str]
     environment: Mapping[str, str]
+    #: Variables set before `environment`, none of which is in it; one object for all jobs that have the same.
+    shared_environment: Mapping[str, str] = field(default_factory=dict)
     setup: Sequence[str] = ()
     cwd: str | None = None
     #: Resolved `slurm` section: sbatch, launcher_cmd, srun, … (plain mappings).

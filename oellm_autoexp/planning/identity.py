@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from oellm_autoexp.core import symbols
+from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.errors import ConfigError, Fault
 
 #: Part of every id: a new recipe gives every job a new id, so it changes only with a migration.
@@ -30,15 +32,24 @@ def canonical(value: Any) -> str:
         ConfigError: a number that is infinite or none.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+        return _encoder().encode(value)
     except ValueError:
         raise ConfigError(
             Fault(what="holds a number that is infinite or not a number", hint="quote it to make it text")
         ) from None
 
 
+@cache
+def _encoder() -> json.JSONEncoder:
+    return json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+
+
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+#: The longest part of most ids is the same object at most points.
+_environment = Latest(canonical)
 
 
 def job_id(parameters: Mapping[str, Any], backend: Any, environment: Mapping[str, Any]) -> str:
@@ -50,7 +61,8 @@ def job_id(parameters: Mapping[str, Any], backend: Any, environment: Mapping[str
     Raises:
         ConfigError: a number that is infinite or none.
     """
-    text = canonical([RECIPE, parameters, backend, environment])
+    # The text of `canonical([RECIPE, parameters, backend, environment])`.
+    text = f"[{RECIPE},{canonical(parameters)},{canonical(backend)},{_environment(environment)}]"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from oellm_autoexp.config.sockets import (
     made,
 )
 from oellm_autoexp.core import symbols
+from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import JobSpec, Resources, Scalar
 from oellm_autoexp.core.script import ScriptRequest
@@ -136,13 +136,13 @@ class _Planner:
         self._composed = composed
         self._scheduler = scheduler
         self._cwd = str(cwd)
-        self._paths = paths
         self._rules: dict[tuple[Any, ...], tuple[str, Mapping[str, Any]]] = {}
         self._by_digest: dict[str, Mapping[str, Any]] = {}
         self._kept: list[Any] = []
-        # What is made from sections that are the same objects at most points.
-        self._last_places: tuple[tuple[Any, ...], Places] | None = None
-        self._last_shared: tuple[Mapping[str, Any], Mapping[str, str]] = ({}, {})
+        self._state_dir, self._guard = str(paths.state_dir), str(paths.guard)
+        self._places = Latest(self._places_in)
+        self._resources = Latest(resources_of)
+        self._shared = Latest(_shared)
 
     # ---- names
 
@@ -152,17 +152,11 @@ class _Planner:
         if known and self._composed.namer.uses_index:
             for point in self._composed.points():
                 values = self._composed.resolved(point.values)
-                name = known.get(_identity(values, self._symbolic(values)))
+                symbolic = self._composed.scope(values, SYMBOLIC_JOB).config()
+                name = known.get(_identity(values, symbolic))
                 if name is not None:
                     taken.add(name)
         return _Names(self._composed, known, frozenset(taken))
-
-    def _symbolic(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The plain config of a point with `job.*` left open: what its id and its places are made from."""
-        try:
-            return self._composed.tree.point(values, SYMBOLIC_JOB)
-        except ConfigError as error:
-            raise self._composed.placed(error) from error.__cause__
 
     # ---- jobs
 
@@ -174,16 +168,17 @@ class _Planner:
         """
         composed, name = self._composed, f"point {point.index}"
         values = composed.resolved(point.values)
-        config = None if composed.reads_job else composed.point(values, SYMBOLIC_JOB)
-        symbolic = self._symbolic(values) if config is None else config.raw
+        # With `job.*` left open: what its id and its places are made from.
+        scope = composed.scope(values, SYMBOLIC_JOB)
+        symbolic = scope.config()
         try:
             identity = _identity(values, symbolic)
             name = names.of(identity, values, point.index)
             parameters = {key: _scalar(value) for key, value in values.items()}
-            places = self._places_in(symbolic).of(name, composed.project.name, parameters)
-            if config is None:
-                config = composed.point(values, places.facts(name))
-            resources = resources_of(config.raw.get("slurm") or {})
+            found = self._places(symbolic.get("slurm"), symbolic.get("monitoring"))
+            places = found.of(name, composed.project.name, parameters)
+            config = composed.typed(scope.with_job(places.facts(name)))
+            resources = self._resources(config.raw.get("slurm") or {})
             request = self._request(config, name, values, places, resources)
             script = self._scheduler.render(request)
         except ConfigError as error:
@@ -206,23 +201,18 @@ class _Planner:
         )
         return PlannedJob(spec=spec, script=script, request=request, rules=rules)
 
-    def _places_in(self, raw: Mapping[str, Any]) -> Places:
-        """The places of a point's config, which is not typed yet: a wrong type is reported when it is."""
-        sections = (raw.get("slurm"), raw.get("monitoring"))
-        if self._last_places is not None and all(map(is_, self._last_places[0], sections)):
-            return self._last_places[1]
-        slurm, monitoring = sections[0] or {}, sections[1] or {}
+    def _places_in(self, slurm: Mapping[str, Any] | None, monitoring: Mapping[str, Any] | None) -> Places:
+        """The places that sections name, which are not typed yet: a wrong type is reported when they are."""
+        slurm, monitoring = slurm or {}, monitoring or {}
         base = Path(self._composed.project.base_output_dir)
         template, outputs = monitoring.get("log_path_template"), monitoring.get("output_paths")
-        found = Places(
+        return Places(
             base_output_dir=base,
             script_dir=Path(slurm.get("script_dir") or base / "scripts"),
             log_dir=Path(slurm.get("log_dir") or base / "logs"),
             log_template=template if isinstance(template, str) else None,
             output_paths=tuple(map(str, outputs)) if isinstance(outputs, list) else (),
         )
-        self._last_places = (sections, found)
-        return found
 
     def _request(
         self,
@@ -242,31 +232,28 @@ class _Planner:
             resources=resources,
         )
         launch = _launched(config.root.backend, spec)
-        shared = self._shared(slurm.get("environment") or {})
+        shared = self._shared(slurm.get("environment"))
         own = _environment(launch.environment, "backend.environment")
+        if not own.keys().isdisjoint(shared):
+            shared = {key: value for key, value in shared.items() if key not in own}
         return ScriptRequest(
             name=name,
             argv=launch.argv,
-            environment={**shared, **own},
+            environment=own,
+            shared_environment=shared,
             setup=tuple(slurm.get("setup") or ()),
             cwd=str(Path(self._cwd, launch.cwd)) if launch.cwd else self._cwd,
             slurm=slurm,
             job_environment={
                 "AUTOEXP_PROJECT": config.root.project.name,
-                "AUTOEXP_SESSION": str(self._paths.state_dir),
+                "AUTOEXP_SESSION": self._state_dir,
                 "AUTOEXP_JOB_NAME": name,
                 "AUTOEXP_OUTPUT_DIR": places.output_dir,
                 "AUTOEXP_CHECKPOINT_DIR": places.checkpoint_dir,
             },
-            guard_path=str(self._paths.guard),
+            guard_path=self._guard,
             parameters=visible,
         )
-
-    def _shared(self, environment: Mapping[str, Any]) -> Mapping[str, str]:
-        """The variables of `slurm.environment`: the same object at most points, so looked at once."""
-        if self._last_shared[0] is not environment:
-            self._last_shared = (environment, _environment(environment, "slurm.environment"))
-        return self._last_shared[1]
 
     # ---- rules
 
@@ -329,6 +316,10 @@ def _launched(config: Any, spec: BackendJobSpec) -> LaunchCommand:
         what = f"{type(backend).__name__} gave an argv that is not a list of texts"
         raise ConfigError(Fault(key="backend", what=what, value=repr(launch.argv)))
     return launch
+
+
+def _shared(environment: Mapping[str, Any] | None) -> dict[str, str]:
+    return _environment(environment or {}, "slurm.environment")
 
 
 def _environment(values: Mapping[str, Any], key: str) -> dict[str, str]:

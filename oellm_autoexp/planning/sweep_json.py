@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from oellm_autoexp.core import symbols
+from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.core.model import JobSpec
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.sweep.scalars import format_scalar
@@ -16,16 +17,11 @@ def sweep_json(project: str, jobs: Iterable[tuple[JobSpec, ScriptRequest]]) -> I
     """The text of the file in pieces, a line for each job; secrets are shown as `${NAME}`."""
     yield f'{{"project": {json.dumps(project)}, "jobs": ['
     separator = "\n"
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for spec, request in jobs:
-        yield separator + _encoded(spec, request)
+        yield separator + encode(entry(spec, request))
         separator = ",\n"
     yield "\n]}\n"
-
-
-def _encoded(spec: JobSpec, request: ScriptRequest) -> str:
-    """The JSON of an entry; most hold no reference, which is seen in the text of them all."""
-    text = json.dumps(_entry(spec, request), ensure_ascii=False)
-    return text if symbols.OPEN not in text else json.dumps(entry(spec, request), ensure_ascii=False)
 
 
 def text_of(value: Any) -> str:
@@ -35,23 +31,22 @@ def text_of(value: Any) -> str:
 
 def entry(spec: JobSpec, request: ScriptRequest) -> dict[str, Any]:
     """One job. `launch.references` says which words and variables hold a reference, not a plain `${NAME}`."""
-    found = _entry(spec, request)
-    launch = found["launch"]
-    references = _references(launch["argv"], launch["environment"])
-    launch["argv"] = [symbols.shown(word) for word in launch["argv"]]
-    launch["environment"] = {name: symbols.shown(value) for name, value in launch["environment"].items()}
-    if references:
-        launch["references"] = references
-    return found
-
-
-def _entry(spec: JobSpec, request: ScriptRequest) -> dict[str, Any]:
-    launch: dict[str, Any] = {
-        "argv": request.argv,
-        "environment": {**request.job_environment, **request.environment},
-    }
+    argv = list(map(symbols.shown, request.argv))
+    parts = [
+        _shown(request.job_environment),
+        _shared(request.shared_environment),
+        _shown(request.environment),
+    ]
+    environment = {name: text for shown, _ in parts for name, text in shown.items()}
+    launch: dict[str, Any] = {"argv": argv, "environment": environment}
     if request.cwd:
         launch["cwd"] = request.cwd
+    found = {
+        "argv": [n for n, (word, text) in enumerate(zip(request.argv, argv, strict=True)) if word != text],
+        "environment": [name for _, references in parts for name in references],
+    }
+    if any(found.values()):
+        launch["references"] = {key: places for key, places in found.items() if places}
     return {
         "name": spec.name,
         "output_dir": spec.output_dir,
@@ -63,7 +58,10 @@ def _entry(spec: JobSpec, request: ScriptRequest) -> dict[str, Any]:
     }
 
 
-def _references(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, list[Any]]:
-    words = [number for number, word in enumerate(argv) if symbols.shown(word) != word]
-    names = [name for name, value in environment.items() if symbols.shown(value) != value]
-    return {key: places for key, places in (("argv", words), ("environment", names)) if places}
+def _shown(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Variables for people, and the names of those that hold a reference."""
+    shown = {name: symbols.shown(value) for name, value in environment.items()}
+    return shown, [name for name, value in environment.items() if shown[name] != value]
+
+
+_shared = Latest(_shown)

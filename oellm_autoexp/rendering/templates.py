@@ -18,6 +18,7 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from oellm_autoexp.core import symbols
+from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import AutoexpError, ConfigError, Fault, did_you_mean
 from oellm_autoexp.rendering import shell
@@ -73,6 +74,11 @@ def _template(path: Path, _version: tuple[int, int]) -> jinja2.Template:
         ) from None
 
 
+@cache
+def _built_in() -> jinja2.Template:
+    return _engine().from_string(BUILT_IN.read_text(encoding="utf-8"))
+
+
 def render_file(path: Path, context: Mapping[str, Any], *, key: str = "") -> str:
     """A template file with `context` filled in; `key` is the config key that named it.
 
@@ -85,7 +91,7 @@ def render_file(path: Path, context: Mapping[str, Any], *, key: str = "") -> str
     except OSError as error:
         what = f"the template cannot be read: {error.strerror}"
         raise ConfigError(Fault(key=key, what=what, value=str(path))) from None
-    return _rendered(template, context, Fault(what="", key=key, file=str(path)))
+    return _rendered(template, _either_case(context), Fault(what="", key=key, file=str(path)))
 
 
 def render_text(source: str, context: Mapping[str, Any], *, key: str = "") -> str:
@@ -98,13 +104,17 @@ def render_text(source: str, context: Mapping[str, Any], *, key: str = "") -> st
         template = _engine().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(Fault(key=key, what=f"broken template: {error.message}", value=source)) from None
-    return _rendered(template, context, Fault(what="", key=key, value=source))
+    return _rendered(template, _either_case(context), Fault(what="", key=key, value=source))
+
+
+def _either_case(context: Mapping[str, Any]) -> dict[str, Any]:
+    upper = {name.upper(): value for name, value in context.items()}
+    return {**context, **{name: value for name, value in upper.items() if name not in context}}
 
 
 def _rendered(template: jinja2.Template, context: Mapping[str, Any], place: Fault) -> str:
-    upper = {name.upper(): value for name, value in context.items()}
     try:
-        return template.render({**upper, **context})
+        return template.render(context)
     except AutoexpError:
         raise
     except jinja2.UndefinedError as error:
@@ -135,7 +145,7 @@ def render_job_script(request: ScriptRequest, *, directives: Sequence[str] = ())
     own = request.slurm.get("template_path")
     context = _context(request, directives, guard)
     if not own:
-        return render_file(BUILT_IN, context)
+        return _rendered(_built_in(), context, Fault(what="", file=str(BUILT_IN)))
     text = render_file(Path(own), context, key="slurm.template_path")
     return text if guard in text else _guarded(text, guard)
 
@@ -165,7 +175,7 @@ def _guarded(text: str, guard: str) -> str:
 
 def _context(request: ScriptRequest, directives: Sequence[str], guard: str) -> dict[str, Any]:
     """What a template may name. What ends in `_cmd`, `_flags`, `_opts`, `exports` is shell text."""
-    launch = launcher(request.slurm)
+    launch = _launcher(request.slurm)
     command = shell.join(request.argv)
     facts = request.job_environment
     return {
@@ -200,7 +210,7 @@ def _environment(request: ScriptRequest) -> list[str]:
     env_file = request.slurm.get("env_file")
     if env_file:
         lines += ["set -a", f". {shell.quote(str(env_file))}", "set +a"]
-    return lines + shell.exports(request.environment)
+    return [*lines, *_shared_exports(request.shared_environment), *shell.exports(request.environment)]
 
 
 def _enter(request: ScriptRequest) -> list[str]:
@@ -252,6 +262,11 @@ def launcher(slurm: Mapping[str, Any]) -> Launcher:
     elif options:
         whole = f"srun {options} {prefix}".rstrip()
     return Launcher(prefix=prefix, env_flags=flags, srun_opts=options, whole=whole)
+
+
+# The same section and the same variables serve most jobs of a plan.
+_launcher = Latest(launcher)
+_shared_exports = Latest(shell.exports)
 
 
 def _inserted(text: str, behind: re.Match[str] | None, what: str) -> str:

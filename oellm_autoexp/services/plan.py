@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,8 +234,10 @@ def files(result: PlanResult) -> Iterator[PlannedFile]:
         yield PlannedFile(path=Path(job.spec.script_path), data=job.script.encode(), mode=_SCRIPT_MODE)
     if result.sweep_json is not None:
         entries = ((job.spec, job.request) for job in result.jobs)
-        data = b"".join(piece.encode() for piece in sweep_json(result.loaded.project, entries))
-        yield PlannedFile(path=result.sweep_json, data=data, mode=_FILE_MODE)
+        text = io.BytesIO()
+        for piece in sweep_json(result.loaded.project, entries):
+            text.write(piece.encode())
+        yield PlannedFile(path=result.sweep_json, data=text.getvalue(), mode=_FILE_MODE)
 
 
 def guard_source() -> bytes:
@@ -256,10 +259,9 @@ def write(result: PlanResult, effects: Effects) -> None:
             effects.mkdir(Path(folder), mode=_DIR_MODE)
         changed = False
         for file in files(result):
-            there = _content(file.path)
-            if there == file.data:
+            if _holds(file.path, file.data):
                 continue
-            if there is not None or not effects.create(file.path, file.data, mode=file.mode):
+            if not effects.create(file.path, file.data, mode=file.mode):
                 effects.write(file.path, file.data, mode=file.mode, durable=False)
             changed = True
         if changed:
@@ -270,8 +272,9 @@ def write(result: PlanResult, effects: Effects) -> None:
         raise StateError(what, where=str(error.filename), hint=hint) from error
 
 
-def _content(path: Path) -> bytes | None:
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file has this content; most files of a first plan do not exist."""
     try:
-        return path.read_bytes()
+        return path.stat().st_size == len(data) and path.read_bytes() == data
     except OSError:
-        return None
+        return False
