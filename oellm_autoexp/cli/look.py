@@ -12,7 +12,7 @@ import typer
 from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Jobs, SessionRef
 from oellm_autoexp.cli.watching import print_status
-from oellm_autoexp.errors import StateError, UsageError
+from oellm_autoexp.errors import StateError, UsageError, nearest
 
 
 def find_session(reference: str | None) -> Any:
@@ -35,7 +35,9 @@ def status(
     jobs: Jobs = None,
     columns: Annotated[Optional[str], typer.Option(help="Parameters, metrics or fields, by commas.")] = None,
     sort: Annotated[Optional[str], typer.Option(help="The column to sort by.")] = None,
-    form: Annotated[str, typer.Option("--format", help="md, csv or json, with --columns.")] = "md",
+    form: Annotated[
+        Optional[str], typer.Option("--format", help="md (default), csv or json, with --columns.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,25 +45,44 @@ def status(
     from oellm_autoexp.services import session as service
     from oellm_autoexp.services import views
 
-    if form not in ("md", "csv", "json"):
+    if form not in (None, "md", "csv", "json"):
         raise UsageError(f"--format is md, csv or json, not {form!r}")
+    if not columns and (form or sort):
+        raise UsageError("--format and --sort need --columns", hint="for example --columns lr,loss,state")
     while True:
         paths, state = find_session(session)
         wanted = service.chosen(state, jobs or [])
         if watch:
             typer.echo("\033[2J\033[H", nl=False)
         if columns:
-            names = ["name", *columns.split(",")]
-            rows = [views.columns(row, names) for row in views.rows(state, paths, wanted, time.time())]
+            names = ["name", *(name.strip() for name in columns.split(","))]
+            rows = views.rows(state, paths, wanted, time.time())
+            _warn_of_unknown([*names, *([sort] if sort else [])], rows)
             if sort:
-                at = names.index(sort) if sort in names else 0
-                rows.sort(key=lambda row: (row[at] is None, str(type(row[at])), row[at]))
-            _print_columns(names, rows, form)
+                rows.sort(key=lambda row: _rank(views.columns(row, [sort])[0]))
+            _print_columns(names, [views.columns(row, names) for row in rows], form or "md")
         else:
             print_status(state, paths, wanted, as_json)
         if not watch:
             return
         time.sleep(2)
+
+
+def _warn_of_unknown(names: list[str], rows: list[dict[str, Any]]) -> None:
+    """A metric may come with the first line of a log, so a column that no job has is no mistake yet."""
+    known = {name for row in rows for part in ("parameters", "metrics", "progress") for name in row[part]}
+    known.update(name for row in rows for name in row)
+    for name in dict.fromkeys(names):
+        if rows and name not in known:
+            near = nearest(name, sorted(known))
+            hint = f"; did you mean `{near}`?" if near else ""
+            typer.echo(f"no job has a parameter, metric or field `{name}` yet{hint}", err=True)
+
+
+def _rank(value: Any) -> tuple[bool, bool, Any]:
+    """Numbers by size before texts; what a job does not have last."""
+    number = isinstance(value, (int, float))
+    return (value is None, not number, value if number else str(value))
 
 
 def _print_columns(names: list[str], rows: list[list[Any]], form: str) -> None:
@@ -146,7 +167,7 @@ def _standing(entry: Any) -> str:
     if entry.gone:
         return "gone"
     try:
-        states = views.counts(service.replay(SessionPaths(Path(entry.state_dir))))
+        states = views.counts(service.replay(SessionPaths(Path(entry.state_dir))).jobs.values())
     except StateError as error:
         return f"damaged ({error.where}: {error.what})"
     return ", ".join(f"{number} {state}" for state, number in states.items())

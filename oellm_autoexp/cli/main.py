@@ -3,39 +3,87 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import typer
 
 from oellm_autoexp.cli import cleanup, init, log_watch, look, steer, submit
+from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
+
+EXIT_CODES = """\
+\b
+Exit codes:
+  0    done; submit, monitor: every job succeeded
+  1    submit, monitor: some jobs did not succeed
+  2    a mistake in the config or in usage; nothing was changed
+  3    it could not do its work
+  130  Ctrl-C: running jobs go on"""
 
 app = typer.Typer(
     name="oellm-autoexp",
     help="Describe experiments once; the orchestrator gets them finished.",
+    epilog=f"COMMAND --help has examples of each.\n\n{EXIT_CODES}",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: In the order of `--help`: each command and an example of its use.
-COMMANDS = (
-    (init.init, "init -- python train.py --lr 0.1"),
-    (submit.plan, "plan sweep.yaml --local -o sweep.axes.lr=[1e-3]"),
-    (submit.submit, "submit sweep.yaml --local"),
-    (log_watch.monitor, "monitor outputs"),
-    (look.status, "status outputs --columns lr,loss --sort loss --format md"),
-    (look.show, "show outputs tiny_lr0.001_seed0"),
-    (look.logs, "logs outputs tiny_lr0.001_seed0 -f"),
-    (steer.cancel, "cancel outputs 'tiny_*' --yes"),
-    (steer.retry, "retry outputs tiny_lr0.001_seed0"),
-    (look.sessions, "sessions --json"),
-    (cleanup.cleanup, "cleanup --yes"),
+#: In the order of `--help`: each command and examples of its use.
+COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
+    (
+        init.init,
+        ["init -- python train.py --lr 0.1", "init --slurm lumi --output lumi.yaml -- python train.py"],
+    ),
+    (submit.plan, ["plan sweep.yaml --local", "plan sweep.yaml --dry-run -o 'sweep.axes.lr=[1e-3]'"]),
+    (submit.submit, ["submit sweep.yaml --local", "submit sweep.yaml --local --detach"]),
+    (
+        log_watch.monitor,
+        ["monitor outputs", "monitor sweep.yaml --log train=train.out --action convert='python c.py {path}'"],
+    ),
+    (look.status, ["status outputs", "status outputs --columns lr,loss --sort loss --format csv"]),
+    (look.show, ["show outputs tiny_lr0.001_seed0"]),
+    (look.logs, ["logs outputs tiny_lr0.001_seed0 -f"]),
+    (steer.cancel, ["cancel outputs 'tiny_*' --yes", "cancel outputs lr=0.001"]),
+    (steer.retry, ["retry outputs", "retry outputs tiny_lr0.001_seed0"]),
+    (look.sessions, ["sessions", "sessions --json"]),
+    (cleanup.cleanup, ["cleanup", "cleanup --yes"]),
 )
-for _command, _example in COMMANDS:
-    app.command(epilog=f"Example: oellm-autoexp {_example}")(_command)
+#: What leaves its work undone when nobody reads its output any more.
+WATCHING = (submit.submit, log_watch.monitor)
+
+
+def _outlives_its_reader(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, ending quietly where its output goes to a program that has read enough (`| head`)."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            try:
+                command(*args, **options)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError as error:
+            to_nobody(sys.stdout)
+            ended = error.__context__
+            code = ended.exit_code if isinstance(ended, typer.Exit) else 3 if command in WATCHING else 0
+            raise typer.Exit(code) from None
+        except OSError as error:
+            # Full disks and missing rights are no faults of this program: the place and the reason will do.
+            raise AutoexpError(error.strerror or str(error), where=str(error.filename or "output")) from error
+
+    return run
+
+
+for _command, _examples in COMMANDS:
+    _lines = "".join(f"\n  oellm-autoexp {example}" for example in _examples)
+    app.command(epilog=f"\b\nExamples:{_lines}\n\nExit codes: oellm-autoexp --help")(
+        _outlives_its_reader(_command)
+    )
 
 
 @contextlib.contextmanager
@@ -46,8 +94,6 @@ def _plain_errors() -> Iterator[None]:
     except AutoexpError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -59,6 +60,7 @@ def _action(name: str, counts: dict[str, int]) -> str:
 
 def flat(header: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> str:
     """Columns as Markdown or CSV."""
+    rows = [[_plain(value) for value in row] for row in rows]
     if form == "csv":
         text = io.StringIO()
         csv.writer(text).writerows([header, *rows])
@@ -68,6 +70,22 @@ def flat(header: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> str
         "\n".join("| " + " | ".join("" if v is None else str(v) for v in line) + " |" for line in lines)
         + "\n"
     )
+
+
+def _plain(value: Any) -> Any:
+    """A value of a column as people write it: a series keeps every number as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
+
+
+def printed(rows: Sequence[dict[str, Any]], *, title: str) -> None:
+    """Print the table of jobs; where it is piped, without the blanks that fill its lines."""
+    out = console()
+    if out.is_terminal:
+        out.print(table(rows, title=title))
+        return
+    with out.capture() as captured:
+        out.print(table(rows, title=title))
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def console() -> Console:

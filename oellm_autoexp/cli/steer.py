@@ -32,9 +32,16 @@ def _command(verb: str, session: str | None, jobs: list[str] | None, yes: bool, 
     names = [job.spec.name for job in found]
     ok, text = service.command(paths, verb, {"jobs": names})
     typer.echo(text)
-    if verb == "retry" and ok and not _led(paths):
-        typer.echo(f"watch them: oellm-autoexp monitor {paths.state_dir}")
+    if ok and found and not _led(paths) and any(not job.state.ended for job in _again(paths, names)):
+        typer.echo(f"Nobody watches this session: oellm-autoexp monitor {paths.state_dir}")
     raise typer.Exit(0 if ok else 3)
+
+
+def _again(paths: Any, names: list[str]) -> list[Any]:
+    from oellm_autoexp.services.session import replay
+
+    jobs = replay(paths).jobs
+    return [jobs[name] for name in names]
 
 
 def _led(paths: Any) -> bool:

@@ -21,7 +21,7 @@ from oellm_autoexp.cli.arguments import (
     scheduler_flag,
 )
 from oellm_autoexp.cli.look import find_session
-from oellm_autoexp.cli.watching import Progress, finish, lead
+from oellm_autoexp.cli.watching import Progress, finish, lead, print_status
 from oellm_autoexp.errors import UsageError
 
 
@@ -65,18 +65,28 @@ def plan(
             typer.echo(f"--- {file.path}")
             typer.echo(file.data.decode() if file.path.suffix != ".py" else f"({len(file.data)} bytes)")
     _describe(result)
+    if dry_run:
+        typer.echo("Nothing was written.")
+        return
+    folders = sorted({str(Path(job.spec.script_path).parent) for job in result.jobs})
+    typer.echo("\n".join(f"Written: {path}" for path in (*folders, result.sweep_json) if path))
 
 
 def _describe(result: Any) -> None:
     totals = result.totals
     typer.echo("\n".join(f"  {job.spec.name}  [{job.spec.id}]" for job in result.jobs))
-    typer.echo(f"{len(result.jobs)} jobs on {totals.nodes} nodes; {totals.cost}")
+    typer.echo(f"{_many(len(result.jobs), 'job')} on {_many(totals.nodes, 'node')}; {totals.cost}")
     typer.echo("Policies in force:")
     for policy in result.policies:
         config = {key: value for key, value in policy.config.items() if key != "class_name"}
         origin = "configured" if policy.configured else "default"
-        details = ", ".join(f"{key}={value}" for key, value in config.items())
-        typer.echo(f"  {policy.mode:20} {policy.config.get('class_name')} {details} ({origin})")
+        details = ", ".join(f"{key}={'null' if value is None else value}" for key, value in config.items())
+        words = [str(policy.config.get("class_name")), details, f"({origin})"]
+        typer.echo(f"  {policy.mode:20} {' '.join(word for word in words if word)}")
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def submit(
@@ -115,11 +125,19 @@ def submit(
     with Progress(quiet=as_json) as progress:
         done, loop = service.submit(result, update=update, prune=prune, watch=progress.watch)
         if not as_json:
-            _say_reconciled(done, replay(paths) if loop is None else loop.session)
+            progress.say(_reconciled(done, replay(paths) if loop is None else loop.session))
         if detach:
             leader = service.detach(paths, loop)
         elif loop is not None:
             lead(loop, progress, paths)
+    if loop is None and not detach:
+        leader = service.leader_of(paths)
+        if leader is not None:
+            state = replay(paths)
+            print_status(state, paths, list(state.jobs.values()), as_json)
+            if not as_json:
+                typer.echo(f"Process {leader.pid} on {leader.host} leads this session and goes on with it.")
+            return
     if not detach or leader is None:
         finish(paths, as_json)
     elif as_json:
@@ -133,7 +151,7 @@ def submit(
         )
 
 
-def _say_reconciled(done: Any, session: Any) -> None:
+def _reconciled(done: Any, session: Any) -> str:
     ended = [name for name in done.unchanged if session.jobs[name].state.ended]
     parts = [f"{len(done.added)} new"]
     if ended:
@@ -145,7 +163,7 @@ def _say_reconciled(done: Any, session: Any) -> None:
             parts.append(f"{len(names)} with {label}")
     if done.missing:
         parts.append(f"{len(done.missing)} no longer in the plan: {', '.join(done.missing[:5])}")
-    typer.echo("; ".join(parts))
+    return "; ".join(parts)
 
 
 def monitor(session: SessionRef = None, as_json: AsJson = False) -> None:

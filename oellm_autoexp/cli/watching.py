@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import typer
+
+
+def to_nobody(stream: IO[str]) -> None:
+    """Drop what goes to a stream whose reader has gone, also what the interpreter flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:
     """Live progress on a terminal, one line an event elsewhere."""
 
     def __init__(self, *, quiet: bool) -> None:
-        import sys
-
         self._quiet = quiet
         self._terminal = sys.stdout.isatty()
         self._live: Any = None
@@ -44,7 +49,16 @@ class Progress:
     def watch(self) -> Any:
         from oellm_autoexp.services.session import Watch
 
-        return Watch(on_event=self._event, warn=lambda text: typer.echo(text, err=True))
+        return Watch(on_event=self._event, warn=lambda text: self.say(text, err=True))
+
+    def say(self, text: str, *, err: bool = False) -> None:
+        """Print a line. That nobody reads it, or that it finds no room, must not disturb the loop."""
+        try:
+            typer.echo(text, err=err)
+        except BrokenPipeError:
+            to_nobody(sys.stderr if err else sys.stdout)
+        except OSError:
+            return
 
     def on_tick(self, session: Any) -> None:
         if self._live is None:
@@ -55,7 +69,7 @@ class Progress:
 
         paths = SessionPaths(Path(session.opened.session))
         shown = views.rows(session, paths, views.most_telling(session, 40), time.time())
-        self._live.update(table(shown, title=_title(session)))
+        self._live.update(table(shown, title=_title(list(session.jobs.values()))))
 
     def _event(self, event: Any) -> None:
         if self._quiet or self._live is not None:
@@ -65,7 +79,7 @@ class Progress:
         text = told(event)
         if text and getattr(event, "job", ""):
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
-            typer.echo(f"{at}  {event.job}: {text}")
+            self.say(f"{at}  {event.job}: {text}")
 
 
 def lead(loop: Any, progress: Progress, paths: Any) -> None:
@@ -80,7 +94,7 @@ def lead(loop: Any, progress: Progress, paths: Any) -> None:
     except KeyboardInterrupt:
         loop.close()
         progress.stop()
-        typer.echo(
+        progress.say(
             f"\nStopped watching. {loop.session.live} job(s) go on running.\n"
             f"  come back:  oellm-autoexp monitor {paths.state_dir}\n"
             f"  look:       oellm-autoexp status {paths.state_dir}\n"
@@ -98,7 +112,12 @@ def finish(paths: Any, as_json: bool) -> None:
     from oellm_autoexp.services import session as service
 
     session = service.replay(paths)
-    print_status(session, paths, list(session.jobs.values()), as_json)
+    try:
+        print_status(session, paths, list(session.jobs.values()), as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # How it ended does not depend on who reads about it.
+        to_nobody(sys.stdout)
     raise typer.Exit(service.exit_code(session))
 
 
@@ -110,9 +129,10 @@ def print_status(session: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -
     if as_json:
         typer.echo(json.dumps({"session": str(paths.state_dir), "jobs": rows}, indent=2))
         return
-    from oellm_autoexp.cli.render import console, table
+    from oellm_autoexp.cli.render import printed
+    from oellm_autoexp.store.journal import leader_alive
 
-    console().print(table(rows, title=_title(session)))
+    printed(rows, title=_title(jobs))
     if session.blind:
         typer.echo(f"The scheduler does not answer: {session.blind}")
     if session.breaker is not None:
@@ -123,9 +143,12 @@ def print_status(session: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -
     ended_badly = [job for job in jobs if job.state.value == "failed"]
     if ended_badly:
         typer.echo(f"Why: oellm-autoexp show {paths.state_dir} {ended_badly[0].spec.name}")
+        typer.echo(f"Start what failed again: oellm-autoexp retry {paths.state_dir}")
+    if any(not job.state.ended for job in jobs) and leader_alive(paths) is None:
+        typer.echo(f"Nobody watches this session: oellm-autoexp monitor {paths.state_dir}")
 
 
-def _title(session: Any) -> str:
+def _title(jobs: Sequence[Any]) -> str:
     from oellm_autoexp.services import views
 
-    return ", ".join(f"{number} {state}" for state, number in views.counts(session).items())
+    return ", ".join(f"{number} {state}" for state, number in views.counts(jobs).items())

@@ -339,7 +339,10 @@ class Loop:
             if job.state.ended:
                 self.record(ev.JobRetried(at=now, job=name))
                 done.append(name)
-        return True, f"starting again: {', '.join(done)}" if done else "nothing to retry: none has ended"
+        if done:
+            return True, f"starting again: {', '.join(done)}"
+        why = "none of them has ended" if names else "no job failed or was cancelled"
+        return True, f"nothing to retry: {why}"
 
     def _reconcile(self, args: Mapping[str, object], now: float) -> tuple[bool, str]:
         events = [ev.decode(kind, now, body) for kind, body in args["events"]]  # type: ignore[attr-defined]

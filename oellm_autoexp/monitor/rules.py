@@ -14,6 +14,7 @@ from oellm_autoexp.config.sockets import (
     made,
 )
 from oellm_autoexp.core.lifecycle import Rules
+from oellm_autoexp.core.model import EndedAttempt, Restart, Stop
 from oellm_autoexp.core.signals import SignalRule
 from oellm_autoexp.monitor.scan import LogWatcher
 from oellm_autoexp.reactions.conditions import CommandCondition, CommandConditionConfig
@@ -52,7 +53,7 @@ def build(config: Mapping[str, Any]) -> RuleSet:
     parsed = parse_rules(config)
     signals = _signals(parsed)
     policies = {
-        mode: made(RestartPolicyInterface, entry) for mode, entry in parsed.policies(in_force).items()
+        mode: _Safe(made(RestartPolicyInterface, entry)) for mode, entry in parsed.policies(in_force).items()
     }
     actions = {name: made(ActionInterface, entry) for name, entry in parsed.actions.items()}
     occasions: dict[str, tuple[str, ...]] = {}
@@ -86,6 +87,22 @@ def build(config: Mapping[str, Any]) -> RuleSet:
         check_interval_s=getattr(watch, "check_interval_seconds", None),
         poll_interval_s=getattr(watch, "poll_interval_seconds", None),
     )
+
+
+@dataclass(frozen=True)
+class _Safe:
+    """A policy whose mistake ends one job with the reason, and not the loop that leads them all."""
+
+    policy: RestartPolicyInterface
+
+    def decide(self, ended: EndedAttempt) -> Restart | Stop:
+        try:
+            decision = self.policy.decide(ended)
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in raises
+            return Stop(why=f"{type(self.policy).__name__} failed: {type(error).__name__}: {error}")
+        if not isinstance(decision, (Restart, Stop)):
+            return Stop(why=f"{type(self.policy).__name__} answered {decision!r}, not Restart or Stop")
+        return decision
 
 
 def _signals(parsed: RulesConfig) -> list[SignalRule]:

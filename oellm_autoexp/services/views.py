@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oellm_autoexp.core import events as ev
@@ -81,10 +81,10 @@ def _actions(session: Session) -> dict[str, dict[str, Counts]]:
     return out
 
 
-def counts(session: Session) -> dict[str, int]:
+def counts(jobs: Iterable[Job]) -> dict[str, int]:
     """How many jobs are in each state that has any."""
     found = {state.value: 0 for state in JobState}
-    for job in session.jobs.values():
+    for job in jobs:
         found[job.state.value] += 1
     return {state: number for state, number in found.items() if number}
 

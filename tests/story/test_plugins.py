@@ -151,3 +151,38 @@ def test_a_plugin_is_loaded_once(tmp_path: Path) -> None:
     (tmp_path / "once.py").write_text(count)
     plugins.load(["./once.py", "once.py", str(tmp_path / "once.py")], tmp_path)
     assert (tmp_path / "once.py.n").read_text() == "x"
+
+
+def test_a_policy_that_fails_ends_its_job_and_not_the_session(tmp_path: Path) -> None:
+    """The mistake of a plug-in is the reason of the job that met it."""
+    from oellm_autoexp.core.model import EndedAttempt
+    from oellm_autoexp.monitor import rules
+
+    module = tmp_path / "broken.py"
+    module.write_text(
+        "from dataclasses import dataclass\n"
+        "from compoconf import ConfigInterface, register\n"
+        "from oellm_autoexp.config.sockets import RestartPolicyInterface\n"
+        "@dataclass(kw_only=True)\n"
+        "class BrokenPolicyConfig(ConfigInterface):\n"
+        "    answer: bool = False\n"
+        "@register\n"
+        "class BrokenPolicy(RestartPolicyInterface):\n"
+        "    config: BrokenPolicyConfig\n"
+        "    config_class = BrokenPolicyConfig\n"
+        "    def decide(self, ended):\n"
+        "        return 'again' if self.config.answer else [][ended.attempt]\n"
+    )
+    plugins.load([str(module)], tmp_path)
+    ended = EndedAttempt(
+        job="a", mode="crash", reason="", attempt=1, restarts=0, restarts_without_progress=0, progressed=False
+    )
+    said = []
+    for answer in (False, True):
+        entry = {"class_name": "BrokenPolicy", "answer": answer}
+        made = rules.build({"restart_policies": {"crash": entry}})
+        said.append(made.lifecycle.policies["crash"].decide(ended).why)
+    assert said == [
+        "BrokenPolicy failed: IndexError: list index out of range",
+        "BrokenPolicy answered 'again', not Restart or Stop",
+    ]
