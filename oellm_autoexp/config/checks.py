@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grp
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,31 @@ def _conditions(job: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterat
         if isinstance(wanted, str) and not is_open(wanted) and wanted not in conditions:
             hint = did_you_mean(wanted, conditions) or f"add `conditions: {{{wanted}: …}}`"
             yield Fault(key=key, what=f"there is no condition `{wanted}`", value=wanted, hint=hint)
+
+
+def group(section: Any) -> Iterator[Fault]:
+    """A Unix group that does not exist, or to which nobody but root could give a file: chown(2)."""
+    name = section.get("group") if isinstance(section, Mapping) else None
+    if not isinstance(name, str) or is_open(name):
+        return
+    key = "project.group"
+    own = sorted({_group_name(number) for number in (*os.getgroups(), os.getegid())} - {""})
+    try:
+        number = grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        hint = did_you_mean(name, own)
+        yield Fault(key=key, what=f"there is no group `{name}` on this machine", value=name, hint=hint)
+        return
+    if os.geteuid() != 0 and number not in (*os.getgroups(), os.getegid()):
+        what = f"you are not a member of the group `{name}`"
+        yield Fault(key=key, what=what, value=name, hint=f"yours are {', '.join(own)}")
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return ""
 
 
 def slurm(section: Any) -> Iterator[Fault]:

@@ -72,7 +72,7 @@ class Composed:
             raise self.placed(error) from error.__cause__
 
     def _compose(self, raw: dict[str, Any], timestamp: str | None) -> None:
-        sweep = raw.pop("sweep", None)
+        self._sweep = sweep = raw.pop("sweep", None)
         found: list[Fault] = []
         tree = None
         try:
@@ -141,7 +141,8 @@ class Composed:
     @property
     def shown(self) -> Mapping[str, Any]:
         """The resolved config for people: secrets by name, and what differs between points as its text."""
-        return {**_shown(self.tree.root)}
+        sweep = {} if self._sweep is None else {"sweep": _safe(self._sweep, "")}
+        return {**_shown(self.tree.root), **sweep}
 
     def placed(self, error: ConfigError) -> ConfigError:
         """The error with file and line, or the override, that each value came from."""
@@ -210,6 +211,7 @@ class Composed:
         swept = self.grid.keys if hasattr(self, "grid") else ()
         yield from checks.rules(static, swept)
         yield from checks.slurm(static.get("slurm"))
+        yield from checks.group(static.get("project"))
 
     def _check_first_point(self) -> None:
         first = next(self.points(), None)

@@ -6,13 +6,14 @@ absolute, and times and accounts without quotes are refused, all while the file 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.config import yaml_loader
 from oellm_autoexp.config.origins import found
-from oellm_autoexp.config.schema import FILES, PATHS, TEXT_OPTIONS, option
+from oellm_autoexp.config.schema import ENTRY_PATHS, FILES, PATHS, TEXT_OPTIONS, option
 from oellm_autoexp.config.yaml_loader import Bare
 from oellm_autoexp.errors import ConfigError, Fault
 from oellm_autoexp.sweep.scalars import kind_of
@@ -166,7 +167,7 @@ def is_text_option(path: Sequence[str]) -> bool:
         parts.pop()
     if len(parts) < 2 or option(parts[-1]) not in TEXT_OPTIONS:
         return False
-    return parts[-2] in ("sbatch", "sbatch_overrides")
+    return parts[-2] in ("sbatch", "sbatch_overrides", "srun")
 
 
 def not_text(value: Any, key: str) -> Fault | None:
@@ -189,9 +190,32 @@ def _make_absolute(whole: dict[str, Any], base: Path, beside: Path) -> None:
         if isinstance(value, str) and value:
             is_beside = (section, key) in FILES and (beside / value).is_file()
             whole[section][key] = absolute(value, beside if is_beside else base)
+    for path in ENTRY_PATHS:
+        for parent in _parents(whole, path):
+            value = parent.get(path[-1])
+            if isinstance(value, str) and value:
+                parent[path[-1]] = absolute(value, base)
     plugins = whole.get("plugins")
     if isinstance(plugins, list):
         whole["plugins"] = [_plugin_beside(item, base, beside) for item in plugins]
+
+
+def _parents(node: Any, path: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The mappings that hold the last key of a path with `*` in it."""
+    if not isinstance(node, dict):
+        return
+    if len(path) == 1:
+        yield node
+        return
+    for child in node.values() if path[0] == "*" else [node.get(path[0])]:
+        yield from _parents(child, path[1:])
+
+
+def is_path(parts: Sequence[str]) -> bool:
+    """Whether a key of the whole config holds a path."""
+    return tuple(parts) in PATHS or any(
+        len(parts) == len(path) and all(map(fnmatchcase, parts, path)) for path in ENTRY_PATHS
+    )
 
 
 def _plugin_beside(item: Any, base: Path, beside: Path) -> Any:
@@ -200,8 +224,8 @@ def _plugin_beside(item: Any, base: Path, beside: Path) -> Any:
 
 
 def absolute(value: str, base: Path) -> str:
-    """A path of a config as an absolute one."""
-    if value.startswith(("/", "${")):
+    """A path of a config as an absolute one; what begins with a reference or a placeholder stays."""
+    if value.startswith(("/", "${", "{")):
         return value
     path = Path(value).expanduser() if value.startswith("~") else base / value
     return str(path) if "${" in value else str(path.resolve())

@@ -16,6 +16,7 @@ from oellm_autoexp.config import files, yaml_loader
 from oellm_autoexp.config.files import SUFFIXES
 from oellm_autoexp.config.origins import Source, found
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
+from oellm_autoexp.sweep.scalars import kind_of
 
 #: Stands for `$` before a `{` while OmegaConf holds a text. A private-use character has no other meaning.
 _DOLLAR = "\ue00f"
@@ -88,7 +89,13 @@ class Composition:
     def _choose(self, data: dict[str, Any]) -> None:
         defaults = data.get("defaults") or []
         before = [{group: option} for group, option in self.added.items()]
-        data["defaults"] = [*before, *defaults] if defaults else [*before, "_self_"]
+        if not isinstance(defaults, list):
+            hint = "write `defaults: [slurm: lumi, _self_]`"
+            what = f"must be a list, not a {kind_of(defaults)}"
+            raise ConfigError(files.placed(Fault(key="defaults", what=what, hint=hint), self.primary))
+        # What a config says itself wins over what it is based on, unless it says where it comes in.
+        last = [] if "_self_" in defaults else ["_self_"]
+        data["defaults"] = [*before, *defaults, *last]
         for group in _EXCLUSIVE:
             own = data.get(group) if group in self.choices else None
             if isinstance(own, Mapping) and (group == "sweep" or "class_name" in own):

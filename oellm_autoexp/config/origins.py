@@ -54,6 +54,10 @@ class Origins:
                     if line:
                         return replace(fault, key=f"{path} ({fault.key})", file=str(file), line=line)
         place, line = self._nearest(fault.key)
+        below = [key for key in self.swept if key.startswith(f"{fault.key}.")]
+        if not line and below:
+            # What is wrong exists only because the sweep sets something in it.
+            return replace(self.place(replace(fault, key=below[0])), key=fault.key)
         return replace(fault, file=place, line=line)
 
     def _nearest(self, key: str) -> tuple[str, int]:
@@ -85,8 +89,8 @@ def _spellings(key: str) -> Iterator[str]:
     yield key
     if key.startswith("restart_policies"):
         yield key.replace("restart_policies", "restart.policies", 1)
-    if key.startswith("scheduler.class_name"):
-        yield "slurm.client.class_name"
+    if key.startswith("scheduler."):
+        yield key.replace("scheduler", "slurm.client", 1)
 
 
 def found(text: str, key: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from oellm_autoexp.config import files, yaml_loader
 from oellm_autoexp.config.groups import options
-from oellm_autoexp.config.schema import FINER_MODES, PATHS
+from oellm_autoexp.config.schema import FINER_MODES
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 
 
@@ -111,7 +111,7 @@ def apply(raw: dict[str, Any], override: Override, cwd: Path) -> str:
     axes = (raw.get("sweep") or {}).get("axes") if isinstance(raw.get("sweep"), Mapping) else None
     if isinstance(axes, Mapping) and key in axes:
         key = f"sweep.axes.{key}"
-    if tuple(key.split(".")) in PATHS and isinstance(value, str) and value:
+    if files.is_path(key.split(".")) and isinstance(value, str) and value:
         value = files.absolute(value, cwd)
     if key == "plugins" and isinstance(value, list):
         value = [files.plugin_path(item, cwd) for item in value]

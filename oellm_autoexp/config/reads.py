@@ -10,10 +10,11 @@ from oellm_autoexp.config.schema import JobConfig, RootConfig
 from oellm_autoexp.config.sockets import BackendInterface
 from oellm_autoexp.config.tree import Tree
 from oellm_autoexp.config.typed import plugin_class
-from oellm_autoexp.errors import Fault, did_you_mean
+from oellm_autoexp.errors import Fault, did_you_mean, nearest
 from oellm_autoexp.sweep.grid import Grid
 from oellm_autoexp.sweep.names import Namer
 
+_SECTIONS = tuple(item.name for item in fields(RootConfig))
 #: Sections whose texts may name a variable as `{name}`.
 _FIELDS = ("monitoring", "actions", "conditions", "job")
 
@@ -33,7 +34,7 @@ def unread(tree: Tree, grid: Grid, namer: Namer, read: Collection[str], root: Ro
     for key in sorted(tree.free - known):
         if any(f"{{{key}}}" in text for text in texts):
             continue
-        hint = did_you_mean(key, _leaves(tree.folded))
+        hint = did_you_mean(key, [*_in_section(key), *_leaves(tree.folded)])
         hint = hint if hint.startswith("did you mean") else ""
         use = f"use it as ${{{key}}} in the command, name it in sweep.name_template, or remove it"
         faults.append(
@@ -67,6 +68,13 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
     elif isinstance(value, str):
         yield value
+
+
+def _in_section(key: str) -> list[str]:
+    """A dotted key with the section that its beginning is nearest to; a sweep may set what none writes."""
+    section, dot, rest = key.partition(".")
+    meant = nearest(section, _SECTIONS) if dot else ""
+    return [f"{meant}.{rest}"] if meant else []
 
 
 def _leaves(value: Any, path: str = "") -> list[str]:

@@ -30,6 +30,14 @@ PATHS = (
     ("slurm", "template_path"),
     ("slurm", "env_file"),
 )
+#: The same within sections of plug-ins and of named entries (`*`).
+ENTRY_PATHS = (
+    ("backend", "cwd"),
+    ("actions", "*", "cwd"),
+    ("actions", "*", "path"),
+    ("conditions", "*", "path"),
+    ("conditions", "*", "pattern"),
+)
 #: Those of them that must exist.
 FILES = (("slurm", "template_path"), ("slurm", "env_file"))
 DEFAULT_BASE_OUTPUT_DIR = "./outputs"
@@ -37,17 +45,35 @@ DEFAULT_BASE_OUTPUT_DIR = "./outputs"
 FINER_MODES = ("crash.oom", "crash.nan", "crash.node_failure", "crash.config", "crash.lost")
 
 
+_SHORT_OPTIONS = {
+    "A": "account",
+    "C": "constraint",
+    "G": "gpus",
+    "N": "nodes",
+    "b": "begin",
+    "n": "ntasks",
+    "p": "partition",
+    "q": "qos",
+    "t": "time",
+}
+
+
 def option(name: str) -> str:
-    """An option as sbatch(1) spells it."""
-    return name.replace("_", "-")
+    """An option by its long name, as sbatch(1) spells it.
+
+    >>> option("gpus_per_node"), option("t")
+    ('gpus-per-node', 'time')
+    """
+    return _SHORT_OPTIONS.get(name, name.replace("_", "-"))
 
 
 @dataclass(kw_only=True)
 class ProjectConfig:
     """`base_output_dir` holds the jobs' directories, `state_dir` (null: in it) the session's journal.
 
-    `group`: a Unix group that may read the state. `confirm_gpu_hours`: a plan that may use more asks before
-    it is submitted; null: never. `resume` is accepted and has no effect: a session always goes on.
+    `group`: a Unix group, of which you are a member, that may read the state. `confirm_gpu_hours`: a plan
+    that may use more asks before it is submitted; null: never. `resume` is accepted and has no effect: a
+    session always goes on.
     """
 
     name: str
@@ -73,7 +99,7 @@ class SlurmConfig:
     `sbatch` and `srun` hold options by their long names (with `-` or `_`); `sbatch_overrides` win over
     `sbatch`. `launcher_cmd` stands before the command; `launcher_env_passthrough` hands `environment` on to
     it as `--env` options. `setup` are lines of shell before the command; `env_file` is read in the job.
-    `client: {class_name: …}` is an older way to write `scheduler: {class_name: …}`.
+    `client: {class_name: …}` is another way to write `scheduler: {class_name: …}`: it says which Slurm.
     """
 
     template_path: str | None = None
@@ -94,7 +120,6 @@ class SlurmConfig:
     environment: dict[str, Any] = field(default_factory=dict)
     env_file: str | None = None
     export: str | None = None
-    client: Any = None
     test_only: bool = False
 
 

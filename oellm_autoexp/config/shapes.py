@@ -46,12 +46,6 @@ def rooted(raw: Mapping[str, Any], base_output_dir: Path) -> dict[str, Any]:
     actions = out.get("actions")
     if isinstance(actions, Mapping):
         out["actions"] = {name: _action(action) for name, action in actions.items()}
-    scheduler = out.get("scheduler")
-    if scheduler is None or isinstance(scheduler, Mapping):
-        slurm = out.get("slurm")
-        client = slurm.get("client") if isinstance(slurm, Mapping) else None
-        older = client.get("class_name") if isinstance(client, Mapping) else None
-        out["scheduler"] = {"class_name": older or "slurm", **(scheduler or {})}
     return out
 
 
@@ -100,21 +94,34 @@ def plugins(raw: Mapping[str, Any]) -> list[str]:
 def choose_scheduler(raw: dict[str, Any], *, by_flag: bool) -> None:
     """The registered class for a short name. A flag that changes the class drops keys of the other class.
 
+    `slurm.client` says which Slurm, and so counts where the scheduler is Slurm.
+
     Raises:
         ConfigError: there is no such scheduler.
     """
-    section = raw.get("scheduler")
+    client = _client(raw)
+    section = raw.get("scheduler", {})
+    if section is None:
+        section = {}
     if not isinstance(section, Mapping):
         return
     name = section.get("class_name")
+    if name is None or (not by_flag and SCHEDULERS.get(name, name) == "SlurmClient"):
+        section = {**client, **section, "class_name": client.get("class_name") or name or "slurm"}
+        name = section["class_name"]
     known = registered(SchedulerInterface)
     if not isinstance(name, str):
         return
     chosen = SCHEDULERS.get(name, name)
     if chosen not in known:
         short = [word for word, full in SCHEDULERS.items() if full in known and word.islower()]
-        what = f"there is no scheduler `{name}`"
-        hint = did_you_mean(name, [*short, *(full for full in known if full not in SCHEDULERS.values())])
+        there = [*short, *(full for full in known if full not in SCHEDULERS.values())]
+        if chosen in SCHEDULERS.values():
+            what = f"the scheduler `{name}` is not part of this version yet"
+            hint = f"there are {', '.join(there)}"
+        else:
+            what = f"there is no scheduler `{name}`"
+            hint = did_you_mean(name, there)
         raise ConfigError(Fault(key="scheduler.class_name", what=what, value=name, hint=hint))
     raw["scheduler"] = {**section, "class_name": chosen}
     if by_flag:
@@ -126,6 +133,21 @@ def choose_scheduler(raw: dict[str, Any], *, by_flag: bool) -> None:
 def _keys_of(scheduler: str) -> set[str]:
     config = plugin_class(SchedulerInterface, scheduler).config_class
     return {item.name for item in dataclasses.fields(config)} - {"class_name"}
+
+
+def _client(raw: dict[str, Any]) -> Mapping[str, Any]:
+    """What `slurm.client` says, taken out of its section."""
+    slurm = raw.get("slurm")
+    if not isinstance(slurm, Mapping) or "client" not in slurm:
+        return {}
+    raw["slurm"] = {key: value for key, value in slurm.items() if key != "client"}
+    client = slurm["client"]
+    if isinstance(client, str):
+        return {"class_name": client}
+    if client is not None and not isinstance(client, Mapping):
+        hint = "write `client: {class_name: SlurmClient}`"
+        raise ConfigError(Fault(key="slurm.client", what="must be a mapping", value=str(client), hint=hint))
+    return client or {}
 
 
 def lacks_class(name: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from oellm_autoexp.config.schema import option
 from oellm_autoexp.core.model import Resources
 from oellm_autoexp.core.times import parse_time
 from oellm_autoexp.errors import ConfigError, Fault
@@ -19,7 +20,7 @@ _GRES_GPU = re.compile(r"(?:gres[/:])?gpu(?:[:=][A-Za-z_][^:=(]*)?(?:[:=](\d+))?
 def resources_of(slurm: Mapping[str, Any]) -> Resources:
     """Nodes, GPUs (of all nodes together) and time limit of a resolved `slurm` section.
 
-    Keys are read with `-` or `_`; `sbatch_overrides` win over `sbatch`. Source: sbatch(1).
+    Keys are long options with `-` or `_`, or short ones; `sbatch_overrides` win. Source: sbatch(1).
 
     Raises:
         ConfigError: a number or a time that cannot be read.
@@ -27,7 +28,7 @@ def resources_of(slurm: Mapping[str, Any]) -> Resources:
     given: dict[str, tuple[str, Any]] = {}
     for section in ("sbatch", "sbatch_overrides"):
         for key, value in (slurm.get(section) or {}).items():
-            given[str(key).replace("_", "-")] = (f"slurm.{section}.{key}", value)
+            given[option(str(key))] = (f"slurm.{section}.{key}", value)
 
     def read(name: str, reader: Callable[[str], T], default: T) -> T:
         key, value = given.get(name, ("", None))

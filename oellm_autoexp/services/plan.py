@@ -159,7 +159,7 @@ def _constant(composed: compose.Composed, section: str) -> dict[str, Any]:
     for path in composed.tree.dynamic_paths:
         if path.startswith(f"{section}."):
             what = "must be the same for every point"
-            raise ConfigError(Fault(key=path, what=what, hint="sweep something else"))
+            raise composed.placed(ConfigError(Fault(key=path, what=what, hint="sweep something else")))
     return dict(composed.tree.folded.get(section) or {})
 
 

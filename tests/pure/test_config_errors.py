@@ -133,6 +133,22 @@ MISTAKES = [
         5,
         "did you mean `local`?",
     ),
+    Mistake("a scheduler to come", "scheduler: {class_name: kubernetes}", "scheduler.class_name", 4, "local"),
+    Mistake(
+        "an unknown client of Slurm",
+        "slurm:\n  client:\n    class_name: SlurmCleint",
+        "scheduler.class_name",
+        6,
+        "there is no scheduler `SlurmCleint`",
+    ),
+    Mistake(
+        "an unknown key of a client",
+        "slurm:\n  client:\n    class_name: SlurmClient\n    max_job: 1",
+        "scheduler.max_job",
+        7,
+        "did you mean `max_jobs`?",
+    ),
+    Mistake("a client that is a list", "slurm: {client: [a]}", "slurm.client", 4, "must be a mapping"),
     Mistake(
         "no class within a condition",
         "conditions:\n  both:\n    class_name: AllCondition\n    conditions:\n      - {path: /x}",
@@ -239,6 +255,33 @@ MISTAKES = [
         "did you mean `lr`?",
         whole=True,
     ),
+    Mistake(
+        "an unknown group of Unix",
+        "project:\n  name: t\n  group: no-such-group",
+        "project.group",
+        3,
+        "there is no group `no-such-group`",
+        whole=True,
+    ),
+    Mistake(
+        "a section misspelled in a sweep",
+        "project: {name: t}\nbackend: {class_name: CommandBackend, command: [a]}\n"
+        "sweep:\n  axes:\n    slrum.sbatch.nodes: [1, 2]",
+        "sweep.axes.slrum.sbatch.nodes",
+        5,
+        "did you mean `slurm.sbatch.nodes`?",
+        whole=True,
+    ),
+    Mistake(
+        "a swept key of a policy that does not exist",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\n"
+        "sweep:\n  axes:\n    restart_policies.crash.max_retries: [1]",
+        "restart_policies.crash",
+        5,
+        "AlwaysRestartPolicy",
+        whole=True,
+    ),
+    Mistake("defaults that are no list", "defaults: {slurm: lumi}", "defaults", 4, "must be a list"),
     # files
     Mistake(
         "a missing template",
@@ -341,6 +384,24 @@ MISTAKES = [
         "sweep.axes.slurm.sbatch.time.0",
         4,
         "in quotes|must be text",
+        whole=True,
+    ),
+    Mistake("a bare time, short", "slurm:\n  sbatch: {t: 1:00:00}", "slurm.sbatch.t", 5, 't: "1:00:00"'),
+    Mistake("a bare account, short", "slurm: {sbatch: {A: 0123}}", "slurm.sbatch.A", 4, 'A: "0123"'),
+    Mistake("a bare time for srun", "slurm: {srun: {time: 10:00}}", "slurm.srun.time", 4, '"10:00"'),
+    Mistake(
+        "an option by its long and its short name",
+        "slurm:\n  sbatch: {time: '1', t: '2'}",
+        "slurm.sbatch.t",
+        5,
+        "the same option",
+    ),
+    Mistake(
+        "a time without quotes in a list of configs",
+        "project: {name: t}\nsweep:\n  type: list\n  configs:\n    - {slurm.sbatch.time: 1:00:00}",
+        "sweep.configs.0.slurm.sbatch.time",
+        5,
+        '"1:00:00"',
         whole=True,
     ),
     Mistake(
