@@ -203,7 +203,7 @@ def slurm(section: Any) -> Iterator[Fault]:
                 key=f"slurm.{name}", what="is not an absolute path once resolved", value=path, hint=hint
             )
         elif (where, name) in FILES and not Path(path).is_file():
-            hint = "relative paths start at the file that names them"
+            hint = "relative paths start at the file that names them; those of -o where you are"
             yield Fault(key=f"slurm.{name}", what="there is no such file", value=path, hint=hint)
 
 

@@ -102,7 +102,8 @@ class _Load:
             raise ConfigError(Fault(what="there is no such file", file=ref, hint=hint))
         names = options(directories, ".")
         looked = " or ".join(str(directory) for directory in directories)
-        hint = f"{did_you_mean(ref, names)}; or give the path of a YAML file"
+        meant = did_you_mean(ref, names)
+        hint = f"{meant}{'' if meant.endswith('?') else '.'} A file is given by its path".strip(". ")
         raise ConfigError(Fault(what=f"there is no config of this name in {looked}", file=ref, hint=hint))
 
     def composed(self, load_plugins: Loader | None, timestamp: str | None) -> Composed:

@@ -185,6 +185,9 @@ class Composition:
         what = lines[0] if lines else type(error).__name__
         missing = error.missing_cfg_file if isinstance(error, MissingConfigException) else None
         hint = ""
+        if what.startswith("Multiple values for "):
+            what = what.split(". ")[0].replace("Multiple values", "two options")
+            hint = "choose one option"
         if missing:
             group, _, name = str(missing).rpartition("/")
             known = options(self.directories, group)
@@ -206,7 +209,8 @@ def _line_of_default(file: Path, missing: str, what: str) -> int:
         pairs = item.items() if isinstance(item, Mapping) else [("", item)]
         for group, name in pairs:
             path = f"{str(group).split()[-1].split('@')[0]}/{name}" if group else str(name)
-            if path.lstrip("/") == missing or (not missing and group and f"'{group}" in what):
+            named = group and (f"'{group}" in what or what.endswith(f" for {group}"))
+            if path.lstrip("/") == missing or (not missing and named):
                 return found(yaml_loader.read(file), f"defaults.{number}")[1]
     return 0
 

@@ -138,9 +138,11 @@ def parse(text: str, file: str) -> Any:
 
 
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Fault:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 0
-    written = text.splitlines()[line - 1].strip() if 0 < line <= text.count("\n") + 1 and text.strip() else ""
+    mark, lines = error.problem_mark or error.context_mark, text.splitlines()
+    if error.context_mark and mark and mark.line >= len(lines):
+        mark = error.context_mark  # What was never closed is where it was opened, not at the end.
+    line = min(mark.line + 1, len(lines)) if mark else 0
+    written = lines[line - 1].strip() if 0 < line <= len(lines) else ""
     what, hint = _short(str(error.problem or error)), ""
     if "unknown escape character" in what or "escape sequence" in what:
         hint = _ESCAPES

@@ -28,6 +28,7 @@ from oellm_autoexp.planning.identity import SYMBOLIC_JOB, digest, job_id
 from oellm_autoexp.planning.places import JobPlaces, Places
 from oellm_autoexp.planning.resources import resources_of
 from oellm_autoexp.planning.sweep_json import text_of
+from oellm_autoexp.rendering import shell
 from oellm_autoexp.sweep.grid import Point
 from oellm_autoexp.sweep.names import UniqueNames
 from oellm_autoexp.sweep.scalars import format_scalar
@@ -315,6 +316,9 @@ def _launched(config: Any, spec: BackendJobSpec) -> LaunchCommand:
     if not launch.argv or not all(isinstance(word, str) for word in launch.argv):
         what = f"{type(backend).__name__} gave an argv that is not a list of texts"
         raise ConfigError(Fault(key="backend", what=what, value=repr(launch.argv)))
+    for word in launch.argv:
+        if "\0" in word or not word.isascii():
+            _carried("backend", "argv", word)
     return launch
 
 
@@ -338,8 +342,22 @@ def _environment(values: Mapping[str, Any], key: str) -> dict[str, str]:
             what = "a secret stands in the config, and would stand in scripts and in the journal"
             hint = f"write `${{oc.env:{name}}}` and export it, or set it in a file named by slurm.env_file"
             raise ConfigError(Fault(key=f"{key}.{name}", what=what, hint=hint))
+        _carried(f"{key}.{name}", name, text)
         made[name] = text
     return made
+
+
+def _carried(key: str, name: str, text: str) -> None:
+    """Refuse what no process can be given.
+
+    Raises:
+        ConfigError: a name that a shell cannot assign to, a NUL byte.
+    """
+    try:
+        shell.check_name(name)
+        shell.check_text(text)
+    except ConfigError as error:
+        raise ConfigError(*(replace(fault, key=key) for fault in error.faults)) from None
 
 
 def _about(name: str, error: ConfigError) -> ConfigError:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from oellm_autoexp.config import compose
+from oellm_autoexp.config import compose, yaml_loader
 from oellm_autoexp.errors import ConfigError, Fault
-from oellm_autoexp.services import plan, plugins
+from oellm_autoexp.services import plan as service
+from oellm_autoexp.services import plugins
 
 BASE = """\
 project: {name: tiny}
@@ -281,6 +284,13 @@ MISTAKES = [
         "AlwaysRestartPolicy",
         whole=True,
     ),
+    Mistake(
+        "a group twice",
+        "defaults:\n  - slurm: lumi\n  - slurm: juwels\n  - _self_",
+        "defaults",
+        6,
+        "two options",
+    ),
     Mistake("defaults that are no list", "defaults: {slurm: lumi}", "defaults", 4, "must be a list"),
     # files
     Mistake(
@@ -419,6 +429,9 @@ MISTAKES = [
     Mistake(
         "a reference without quotes", "metadata: {a: [python, ${lr}]}", "", 4, 'write "${lr}" with quotes'
     ),
+    Mistake("a bracket that is never closed", "metadata: {a: [1, 2", "", 4, "brackets"),
+    Mistake("a list that ends with the file", "metadata: [", "", 4, "brackets"),
+    Mistake("a text that is never closed", "metadata: {a: 'x", "", 4, "not YAML"),
     Mistake("a tab", "slurm:\n\tarray: true", "", 5, "spaces"),
     Mistake("an entry without a name", "actions:\n  - command: x", "actions.0", 5, "name"),
     Mistake(
@@ -469,10 +482,145 @@ def test_a_flag_that_chooses_the_scheduler_hides_no_mistake(tmp_path: Path) -> N
     """`--local` passes over keys that only another scheduler has, and refuses those that none has."""
     (tmp_path / "sweep.yaml").write_text(BASE + "scheduler: {class_name: slurm, max_jobs: 2, max_jobz: 3}\n")
     with pytest.raises(ConfigError) as caught:
-        plan.load("sweep.yaml", scheduler="local", cwd=tmp_path)
+        service.load("sweep.yaml", scheduler="local", cwd=tmp_path)
     (fault,) = caught.value.faults
     assert (fault.key, fault.line, fault.hint) == ("scheduler.max_jobz", 4, "did you mean `max_jobs`?")
     (tmp_path / "sweep.yaml").write_text(BASE + "scheduler: {class_name: local, kill_grace_seconds: 2}\n")
-    assert plan.load("sweep.yaml", scheduler="slurm", cwd=tmp_path).scheduler_config == {
+    assert service.load("sweep.yaml", scheduler="slurm", cwd=tmp_path).scheduler_config == {
         "class_name": "SlurmClient"
     }
+
+
+#: What only a plan finds, since it needs the names of jobs: as `Mistake`.
+PLANNED = [
+    Mistake(
+        "two points with one name",
+        "project: {name: t}\nbackend: {class_name: CommandBackend, command: [a, '${lr}', '${s}']}\n"
+        "sweep:\n  axes: {lr: [1, 2], s: [1, 2]}\n  name_template: 'x{lr}'",
+        "sweep.name_template",
+        5,
+        "x{lr}_{s}",
+        whole=True,
+    ),
+    Mistake(
+        "two points that compute the same",
+        "project: {name: t}\nbackend: {class_name: CommandBackend, command: [a, '${lr}']}\n"
+        "sweep:\n  axes: {lr: [1, 1]}",
+        "sweep",
+        3,
+        "points 0 and 1",
+        whole=True,
+    ),
+    Mistake(
+        "an impossible number of nodes", "slurm: {sbatch: {nodes: many}}", "slurm.sbatch.nodes", 4, "many"
+    ),
+    Mistake("an impossible time", "slurm: {sbatch: {time: 1 day}}", "slurm.sbatch.time", 4, "D-HH:MM:SS"),
+    Mistake(
+        "an impossible value at one point",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\n"
+        "sweep:\n  axes:\n    slurm.array: [true, maybe]",
+        "sweep.axes.slurm.array",
+        5,
+        "true or false",
+        whole=True,
+    ),
+    Mistake(
+        "a missing environment variable at one point",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\n"
+        "sweep:\n  axes:\n    lr: [1, '${oc.env:AUTOEXP_NOT_SET}']",
+        "sweep.axes.lr",
+        5,
+        "export AUTOEXP_NOT_SET",
+        whole=True,
+    ),
+    Mistake(
+        "a pattern that does not compile at one point",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\n"
+        "monitoring: {log_signals: {a: {pattern: x, mode: crash}}}\n"
+        "sweep:\n  type: list\n  configs:\n    - {x: 1}\n"
+        "    - {x: 2, monitoring.log_signals.a.pattern: '('}",
+        "sweep.configs.1.monitoring.log_signals.a.pattern",
+        8,
+        "does not compile",
+        whole=True,
+    ),
+    Mistake(
+        "a condition that does not exist at one point",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\n"
+        "conditions: {ready: {class_name: FileExistsCondition, path: /x}}\n"
+        "sweep:\n  type: list\n  configs:\n    - {x: 1, job.start_condition: ready}\n"
+        "    - {x: 2, job.start_condition: redy}",
+        "sweep.configs.0.job.start_condition",
+        7,
+        "did you mean `ready`?",
+        whole=True,
+    ),
+    Mistake(
+        "a class that does not exist at one point",
+        "project: {name: t}\nsweep:\n  axes:\n    backend.class_name: [NullBackend, NulBackend]",
+        "sweep.axes.backend.class_name",
+        4,
+        "did you mean `NullBackend`?",
+        whole=True,
+    ),
+    Mistake(
+        "a job that has the name of a directory",
+        "project: {name: t}\nbackend: {class_name: NullBackend}\n"
+        "sweep:\n  axes: {lr: [scripts]}\n  name_template: '{lr}'",
+        "sweep.name_template",
+        5,
+        "other names",
+        whole=True,
+    ),
+    Mistake(
+        "a name that no variable has",
+        "slurm:\n  environment:\n    A-B: x",
+        "slurm.environment.A-B",
+        6,
+        "letters, digits",
+    ),
+    Mistake(
+        "a NUL byte",
+        'backend: {class_name: CommandBackend, command: ["a\\0"]}\nproject: {name: t}',
+        "backend",
+        1,
+        "NUL",
+        whole=True,
+    ),
+    Mistake(
+        "a secret in plain text", "slurm:\n  environment: {A_KEY: x}", "slurm.environment.A_KEY", 5, "oc.env"
+    ),
+    Mistake(
+        "a path of a log that names nothing",
+        "monitoring:\n  log_path_template: '{nam}.log'",
+        "monitoring.log_path_template",
+        5,
+        "did you mean `name`?",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", PLANNED, ids=lambda mistake: mistake.name)
+def test_a_mistake_that_a_plan_finds_is_one_clear_message(tmp_path: Path, mistake: Mistake) -> None:
+    """The same for what is seen only when points become jobs; still before anything is written."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text((mistake.text if mistake.whole else BASE + mistake.text) + "\n")
+    with pytest.raises(ConfigError) as caught:
+        service.plan(service.load(str(path), scheduler="local", cwd=tmp_path))
+    assert len(caught.value.faults) == 1, str(caught.value)
+    fault = caught.value.faults[0]
+    assert fault.key.startswith(mistake.key), fault
+    assert (fault.file, fault.line) == (str(path), mistake.line), fault
+    assert mistake.says in str(fault), fault
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+@given(st.text(alphabet="ab:-[]{}'\"\\#&*!|>%@`?, \n\t0.1e$", max_size=40))
+def test_any_text_is_a_value_or_a_clear_mistake(text: str) -> None:
+    """Whatever stands in a file, the parser ends with a value or with a mistake that has a place in it."""
+    try:
+        yaml_loader.parse(text, "x.yaml")
+    except ConfigError as error:
+        assert error.faults
+        for fault in error.faults:
+            assert fault.file == "x.yaml" and 0 <= fault.line <= text.count("\n") + 1, fault
