@@ -14,6 +14,7 @@ from typing import Any
 from oellm_autoexp.config import yaml_loader
 from oellm_autoexp.config.origins import found
 from oellm_autoexp.config.schema import ENTRY_PATHS, FILES, PATHS, TEXT_OPTIONS, option
+from oellm_autoexp.config.typed import shown
 from oellm_autoexp.config.yaml_loader import Bare
 from oellm_autoexp.errors import ConfigError, Fault
 from oellm_autoexp.sweep.scalars import kind_of
@@ -175,9 +176,10 @@ def not_text(value: Any, key: str) -> Fault | None:
     if value is None or (isinstance(value, str) and not isinstance(value, Bare)):
         return None
     what = "must be text" + (": YAML may read it as a number" if isinstance(value, Bare) else "")
-    name = key.rpartition(".")[2]
-    hint = f'write {name if not name.isdigit() else key}: "{value}"'
-    return Fault(key=key, what=what, value=str(value), hint=hint)
+    name, text = key.rpartition(".")[2], shown(value)
+    quoted = f'"{text}"' if name.isdigit() else f'{name}: "{text}"'
+    hint = "" if isinstance(value, (Mapping, list)) else f"write {quoted}"
+    return Fault(key=key, what=what, value=text, hint=hint)
 
 
 # ---------------------------------------------------------------- paths

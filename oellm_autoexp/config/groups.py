@@ -203,16 +203,17 @@ class Composition:
 
 
 def _line_of_default(file: Path, missing: str, what: str) -> int:
-    """The line of the entry of `defaults` that names a missing config, or that a message is about."""
+    """The line of the last entry of `defaults` that names a missing config, or that a message is about."""
     defaults = yaml_loader.load(file).get("defaults") or []
+    last = None
     for number, item in enumerate(defaults if isinstance(defaults, list) else []):
         pairs = item.items() if isinstance(item, Mapping) else [("", item)]
         for group, name in pairs:
             path = f"{str(group).split()[-1].split('@')[0]}/{name}" if group else str(name)
             named = group and (f"'{group}" in what or what.endswith(f" for {group}"))
             if path.lstrip("/") == missing or (not missing and named):
-                return found(yaml_loader.read(file), f"defaults.{number}")[1]
-    return 0
+                last = number
+    return 0 if last is None else found(yaml_loader.read(file), f"defaults.{last}")[1]
 
 
 # ---------------------------------------------------------------- texts that OmegaConf must not read

@@ -11,7 +11,7 @@ from compoconf import registered
 
 from oellm_autoexp.config.schema import FINER_MODES, RootConfig
 from oellm_autoexp.config.sockets import SchedulerInterface
-from oellm_autoexp.config.typed import plugin_class
+from oellm_autoexp.config.typed import plugin_class, shown
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 
 _SECTIONS = frozenset(item.name for item in dataclasses.fields(RootConfig))
@@ -87,7 +87,7 @@ def plugins(raw: Mapping[str, Any]) -> list[str]:
     given = raw.get("plugins") or []
     if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
         hint = "write `plugins: [./my_backend.py]`"
-        raise ConfigError(Fault(key="plugins", what="must be a list of texts", value=str(given), hint=hint))
+        raise ConfigError(Fault(key="plugins", what="must be a list of texts", value=shown(given), hint=hint))
     return given
 
 

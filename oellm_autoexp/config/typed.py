@@ -265,9 +265,21 @@ def shown(value: Any) -> str:
     """A value for a message, cut to a bounded length."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return symbols.shown(str(value))[:200]
+    return str(_named(value))[:200]
+
+
+def _named(value: Any) -> Any:
+    """The value with what it refers to by name, at any depth: within a list, Python would show the marks."""
+    if isinstance(value, Mapping):
+        return {_named(key): _named(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_named(item) for item in value]
+    return symbols.shown(value) if isinstance(value, str) else value
 
 
 def _told(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else type(error).__name__
-    return " ".join(text.split())[:400]
+    # Others quote values as Python writes them, which is with the marks of references as escapes.
+    for mark in (symbols.OPEN, symbols.CLOSE):
+        text = text.replace(ascii(mark)[1:-1], mark)
+    return " ".join(symbols.shown(text).split())[:400]

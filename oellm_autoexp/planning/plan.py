@@ -18,6 +18,7 @@ from oellm_autoexp.config.sockets import (
     SchedulerInterface,
     made,
 )
+from oellm_autoexp.config.typed import shown
 from oellm_autoexp.core import symbols
 from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.core.layout import SessionPaths
@@ -107,10 +108,11 @@ class _Names:
         """
         other = self._ids.setdefault(identity, index)
         if other != index:
-            shown = ", ".join(f"{key}={text_of(value)}" for key, value in values.items()) or "no values"
+            each = (f"{key}={symbols.shown(text_of(value))}" for key, value in values.items())
+            point = ", ".join(each) or "no values"
             what = f"points {other} and {index} would compute the same"
             hint = "remove one of them, or sweep something that the command or its environment reads"
-            raise ConfigError(Fault(key="sweep", what=what, value=shown, hint=hint))
+            raise ConfigError(Fault(key="sweep", what=what, value=point, hint=hint))
         name = self._known.get(identity)
         if name is None:
             name = self._fresh(values, index)
@@ -315,7 +317,7 @@ def _launched(config: Any, spec: BackendJobSpec) -> LaunchCommand:
         raise ConfigError(Fault(key="backend", what=what)) from error
     if not launch.argv or not all(isinstance(word, str) for word in launch.argv):
         what = f"{type(backend).__name__} gave an argv that is not a list of texts"
-        raise ConfigError(Fault(key="backend", what=what, value=repr(launch.argv)))
+        raise ConfigError(Fault(key="backend", what=what, value=shown(launch.argv)))
     for word in launch.argv:
         if "\0" in word or not word.isascii():
             _carried("backend", "argv", word)

@@ -624,3 +624,32 @@ def test_any_text_is_a_value_or_a_clear_mistake(text: str) -> None:
         assert error.faults
         for fault in error.faults:
             assert fault.file == "x.yaml" and 0 <= fault.line <= text.count("\n") + 1, fault
+
+
+def test_an_account_on_the_command_line_is_text(tmp_path: Path) -> None:
+    """There are no quotes to be missed there: what was typed is what is meant."""
+    given = ["slurm.sbatch.account=0123", "slurm.sbatch.time=24:00:00", "slurm.srun.partition=7"]
+    slurm = load(tmp_path, BASE, given).tree.folded["slurm"]
+    assert slurm == {"sbatch": {"account": "0123", "time": "24:00:00"}, "srun": {"partition": "7"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("slurm: {setup: {a: ['k=${oc.env:HF_TOKEN}']}}", "slurm.setup", "{'a': ['k=${HF_TOKEN}']}"),
+        ("slurm: {array: ['${oc.env:HF_TOKEN}', 1]}", "slurm.array", "['${HF_TOKEN}', 1]"),
+        ("slurm: {arry: {b: '${oc.env:HF_TOKEN}'}}", "slurm.arry", "{'b': '${HF_TOKEN}'}"),
+        ("slurm: {sbatch: {time: {b: '${oc.env:HF_TOKEN}'}}}", "slurm.sbatch.time", "{'b': '${HF_TOKEN}'}"),
+        ("monitoring: {log_signals: {a: {pattern: x, match: '${oc.env:HF_TOKEN}'}}}", "monitoring", ""),
+    ],
+)
+def test_a_secret_in_a_message_is_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, key: str, value: str
+) -> None:
+    """However deep it lies in the value that is refused: never itself, never with our own marks."""
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
+    found = faults(tmp_path, BASE + text)
+    message = "\n".join(map(str, found))
+    assert found[0].key.startswith(key) and found[0].value in (value, "${HF_TOKEN}"), message
+    assert "${HF_TOKEN}" in message
+    assert not any(mark in message for mark in ("s3cret", "\ue000", "ue000", "\ue001"))
