@@ -14,7 +14,7 @@ from oellm_autoexp.core.signals import MAX_LINE, Findings, SignalRule
 from oellm_autoexp.monitor.match import Block, Matcher
 
 #: Below 128 KiB, where malloc(3) keeps memory instead of giving it back to the system after each block.
-BLOCK = 64 * 1024
+BLOCK = 120 * 1024
 #: Bytes before the cursor, and at the head of the file, whose checksums recognise the file.
 SAMPLE = 256
 #: What is read at the end of a log to say why an attempt died.
