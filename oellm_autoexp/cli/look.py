@@ -166,8 +166,11 @@ def _standing(entry: Any) -> str:
 
     if entry.gone:
         return "gone"
+    paths = SessionPaths(Path(entry.state_dir))
     try:
-        states = views.counts(service.replay(SessionPaths(Path(entry.state_dir))).jobs.values())
+        jobs = service.replay(paths).jobs.values()
+        alone = any(not job.state.ended for job in jobs) and service.leader_of(paths) is None
     except StateError as error:
         return f"damaged ({error.where}: {error.what})"
-    return ", ".join(f"{number} {state}" for state, number in states.items())
+    states = ", ".join(f"{number} {state}" for state, number in views.counts(jobs).items())
+    return f"{states} (nobody watches)" if alone else states

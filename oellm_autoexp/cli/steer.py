@@ -32,7 +32,12 @@ def _command(verb: str, session: str | None, jobs: list[str] | None, yes: bool, 
     names = [job.spec.name for job in found]
     ok, text = service.command(paths, verb, {"jobs": names})
     typer.echo(text)
-    if ok and found and not _led(paths) and any(not job.state.ended for job in _again(paths, names)):
+    if (
+        ok
+        and found
+        and service.leader_of(paths) is None
+        and any(not job.state.ended for job in _again(paths, names))
+    ):
         typer.echo(f"Nobody watches this session: oellm-autoexp monitor {paths.state_dir}")
     raise typer.Exit(0 if ok else 3)
 
@@ -42,9 +47,3 @@ def _again(paths: Any, names: list[str]) -> list[Any]:
 
     jobs = replay(paths).jobs
     return [jobs[name] for name in names]
-
-
-def _led(paths: Any) -> bool:
-    from oellm_autoexp.store.journal import leader_alive
-
-    return leader_alive(paths) is not None

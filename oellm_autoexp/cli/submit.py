@@ -111,7 +111,7 @@ def submit(
         plan(config_ref, config_dir, override, local, fake, dry_run=True, as_json=as_json)
         return
     from oellm_autoexp.services import submit as service
-    from oellm_autoexp.services.session import replay
+    from oellm_autoexp.services.session import leader_of, replay
 
     result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
     paths = result.loaded.paths
@@ -131,7 +131,7 @@ def submit(
         elif loop is not None:
             lead(loop, progress, paths)
     if loop is None and not detach:
-        leader = service.leader_of(paths)
+        leader = leader_of(paths)
         if leader is not None:
             state = replay(paths)
             print_status(state, paths, list(state.jobs.values()), as_json)
@@ -158,6 +158,8 @@ def _reconciled(done: Any, session: Any) -> str:
         parts.append(f"{len(ended)} already done: nothing is submitted again")
     if len(done.unchanged) > len(ended):
         parts.append(f"{len(done.unchanged) - len(ended)} go on")
+    if done.changed:
+        parts.append(f"{len(done.changed)} changed: what has ended starts again")
     for label, names in (("other resources", done.resources), ("other rules", done.rules)):
         if names:
             parts.append(f"{len(names)} with {label}")

@@ -130,7 +130,7 @@ def print_status(session: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -
         typer.echo(json.dumps({"session": str(paths.state_dir), "jobs": rows}, indent=2))
         return
     from oellm_autoexp.cli.render import printed
-    from oellm_autoexp.store.journal import leader_alive
+    from oellm_autoexp.services.session import leader_of
 
     printed(rows, title=_title(jobs))
     if session.blind:
@@ -144,7 +144,7 @@ def print_status(session: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -
     if ended_badly:
         typer.echo(f"Why: oellm-autoexp show {paths.state_dir} {ended_badly[0].spec.name}")
         typer.echo(f"Start what failed again: oellm-autoexp retry {paths.state_dir}")
-    if any(not job.state.ended for job in jobs) and leader_alive(paths) is None:
+    if any(not job.state.ended for job in jobs) and leader_of(paths) is None:
         typer.echo(f"Nobody watches this session: oellm-autoexp monitor {paths.state_dir}")
 
 

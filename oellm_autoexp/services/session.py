@@ -41,6 +41,15 @@ def replay(paths: SessionPaths) -> Session:
     return session
 
 
+def leader_of(paths: SessionPaths) -> journal.Leader | None:
+    """Who leads a session, as far as can be seen from here.
+
+    Raises:
+        StateError: the journal is damaged or unreadable.
+    """
+    return journal.leader_alive(paths)
+
+
 # ---------------------------------------------------------------- names
 
 
@@ -73,6 +82,9 @@ def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
     named = Registry().find(reference)
     if named is not None and not named.gone:
         return SessionPaths(Path(named.state_dir))
+    if named is not None and path.suffix not in (".yaml", ".yml"):
+        hint = "a session in another place is named by its directory"
+        raise UsageError(f"the session {reference!r} is gone", where=named.state_dir, hint=hint)
     if path.suffix in (".yaml", ".yml"):
         paths = SessionPaths(load(reference))
         if paths.journal.is_dir():

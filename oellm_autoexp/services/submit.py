@@ -128,11 +128,6 @@ def _check_belongs(session: Session, result: PlanResult) -> None:
         raise StateError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
 
 
-def leader_of(paths: SessionPaths) -> journal.Leader | None:
-    """Who leads a session, as far as can be seen from here."""
-    return journal.leader_alive(paths)
-
-
 def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:
     """Have a process of its own lead the session, whatever becomes of this one and its terminal.
 

@@ -87,13 +87,13 @@ class Registry:
         return {place: entry for place, entry in found.items() if entry is not None}
 
     def find(self, name: str) -> Entry | None:
-        """The session of this name.
+        """The session of this name; where all of them are gone, the last one.
 
         Raises:
-            UsageError: several state directories have it.
+            UsageError: several visible state directories have it.
         """
         entries = [entry for entry in self.list_all() if entry.name == name]
-        visible = [entry for entry in entries if not entry.gone] or entries
+        visible = [entry for entry in entries if not entry.gone] or entries[-1:]
         if len(visible) > 1:
             places = ", ".join(entry.state_dir for entry in visible)
             hint = f"give the state directory instead: {places}"

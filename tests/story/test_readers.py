@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_status_says_when_nobody_watches(tmp_path: Path, cli: Cli, leader: Any) 
     shown = cli("status", "outputs", "c=0").stdout
     assert hint in shown and shown.startswith("1 running\n"), "only what was asked for is counted"
     assert not any(line != line.rstrip() for line in shown.splitlines())
+    assert "2 running (nobody watches)" in cli("sessions").stdout
     assert hint in cli("cancel", "outputs", "c=0", "--yes").stdout
     (tmp_path / "gate").touch()
     assert cli("monitor", "outputs").returncode == 1
@@ -135,3 +137,15 @@ def test_the_help_of_a_command_has_examples(cli: Cli, command: str) -> None:
 def test_the_help_explains_exit_codes(cli: Cli) -> None:
     shown = cli("--help").stdout
     assert "    2    a mistake in the config or in usage; nothing was changed" in shown
+
+
+def test_a_session_that_is_gone_is_told_from_one_that_never_was(tmp_path: Path, cli: Cli) -> None:
+    """A removed directory is named; `sessions` lists it as gone."""
+    (tmp_path / "gate").touch()
+    assert cli("submit", "sweep.yaml").returncode == 1
+    shutil.rmtree(tmp_path / "outputs")
+    refused = cli("status", "rd")
+    assert refused.returncode == 2
+    assert f"{tmp_path}/outputs/.oellm-autoexp: the session 'rd' is gone" in refused.stderr
+    assert "rd  gone" in cli("sessions").stdout
+    assert "there is no session 'rdd'" in cli("status", "rdd").stderr
