@@ -42,7 +42,7 @@ def render(options: argparse.Namespace) -> int:
         result = plan.plan(loaded)
         plan.write(result, Effects())
     except AutoexpError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     for job in result.jobs:
         print(f"Generated: {job.spec.script_path}")
