@@ -74,12 +74,14 @@ class Progress:
     def _event(self, event: Any) -> None:
         if self._quiet or self._live is not None:
             return
-        from oellm_autoexp.services.views import told
+        from oellm_autoexp.services.views import is_routine, told
 
-        text = told(event)
-        if text and getattr(event, "job", ""):
+        text = "" if is_routine(event) else told(event)
+        # An action's key begins with the job's name and says what fired it.
+        about = getattr(event, "job", "") or getattr(event, "key", "")
+        if text and about:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
-            self.say(f"{at}  {event.job}: {text}")
+            self.say(f"{at}  {about}: {text}")
 
 
 def lead(loop: Any, progress: Progress, paths: Any) -> None:

@@ -170,6 +170,13 @@ def _submission(event: ev.SubmitAccepted, submitted: Mapping[str, Attempt]) -> s
     return f"attempt {attempt.number} {how}: {attempt.ref.id}"
 
 
+def is_routine(event: ev.Event) -> bool:
+    """What happens all the time while all is well: worth a line in a job's history, not on a terminal."""
+    if isinstance(event, ev.SignalsFound):
+        return not any(item.mode for item in event.signals)
+    return isinstance(event, ev.ProgressMade)
+
+
 def told(event: ev.Event) -> str:
     match event:
         case ev.AttemptStarted():
@@ -198,6 +205,8 @@ def told(event: ev.Event) -> str:
             return "started again by a person"
         case ev.JobUpdated():
             return "the plan has changed"
+        case ev.ActionEnded() if not event.ok:
+            return f"action failed: {event.reason}"
         case ev.ProgressMade():
             return f"progress: {event.counter} {event.value:g}"
         case _:
