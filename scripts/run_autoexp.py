@@ -13,8 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oellm_autoexp.errors import AutoexpError
-from oellm_autoexp.services import plan
-from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.services import calls
 
 
 def main() -> int:
@@ -38,9 +37,12 @@ def render(options: argparse.Namespace) -> int:
     # Slurm's scripts can be rendered anywhere; without a scheduler of its own the config's is taken.
     scheduler = None if options.scheduler == "fake" else options.scheduler
     try:
-        loaded = plan.load(options.config_ref, options.config_dir, options.override, scheduler=scheduler)
-        result = plan.plan(loaded)
-        plan.write(result, Effects())
+        result = calls.render_scripts(
+            options.config_ref,
+            config_dir=options.config_dir,
+            overrides=options.override,
+            scheduler=scheduler,
+        )
     except AutoexpError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -46,7 +46,7 @@ def plan(
 
     result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
     if not dry_run:
-        service.write(result, Effects())
+        service.write(result, Effects(), leave=result.held)
     if as_json:
         jobs = [
             {
@@ -68,6 +68,11 @@ def plan(
     if dry_run:
         typer.echo("Nothing was written.")
         return
+    if result.held:
+        typer.echo(
+            f"Left as the session has them: {_many(len(result.held), 'script')}, such as that of "
+            f"{min(result.held)}; `submit` compares the jobs and replaces them"
+        )
     folders = sorted({str(Path(job.spec.script_path).parent) for job in result.jobs})
     typer.echo("\n".join(f"Written: {path}" for path in (*folders, result.sweep_json) if path))
 

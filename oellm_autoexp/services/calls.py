@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,18 +27,25 @@ def planned(
 
     Raises:
         ConfigError: every mistake in the config, with file, key and repair.
-        UsageError: a scheduler that cannot be used.
+        UsageError: a scheduler that cannot be used, or the state directory of another project.
         StateError: the session's journal is damaged.
     """
     directory = Path(config_dir) if config_dir is not None else None
     loaded = planning.load(str(config_ref), directory, list(overrides), scheduler=scheduler)
-    known = {}
-    if loaded.paths.journal.is_dir():
-        # The machinery of sessions takes a tenth of a second to import; the first plan does without.
-        from oellm_autoexp.services.session import replay
+    if not loaded.paths.journal.is_dir():
+        return planning.plan(loaded)
+    # The machinery of sessions takes a tenth of a second to import; the first plan does without.
+    from oellm_autoexp.services.session import check_project, replay
 
-        known = {job.spec.id: name for name, job in replay(loaded.paths).jobs.items()}
-    return planning.plan(loaded, known)
+    session = replay(loaded.paths)
+    check_project(session, loaded.project, loaded.paths)
+    there = session.jobs
+    result = planning.plan(loaded, {job.spec.id: name for name, job in there.items()})
+    digests = {job.spec.name: job.spec.script_digest for job in result.jobs}
+    held = frozenset(
+        name for name in digests.keys() & there if there[name].spec.script_digest != digests[name]
+    )
+    return replace(result, held=held)
 
 
 def render_scripts(
@@ -52,7 +60,8 @@ def render_scripts(
 
     `config_ref` is a YAML file or the name of a config in `config_dir` (None: `./config`, then the shipped
     groups). `overrides` are `key=value`. `scheduler` ("local", "slurm") wins over the config. With `dry_run`
-    nothing is written. What is on disk as planned stays untouched.
+    nothing is written. What is on disk as planned stays untouched, and so do the scripts of jobs that the
+    session has in another form (`held`): it may run them again.
 
         plan = render_scripts("sweep.yaml", overrides=["sweep.axes.lr=[1e-3]"], scheduler="local")
         for job in plan.jobs:
@@ -65,7 +74,7 @@ def render_scripts(
     """
     result = planned(config_ref, config_dir, overrides, scheduler)
     if not dry_run:
-        planning.write(result, Effects())
+        planning.write(result, Effects(), leave=result.held)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,9 @@ class PlanResult:
     totals: Totals
     #: Of all jobs; the config's own and the defaults.
     policies: Sequence[PolicyInForce]
+    #: Jobs whose script the session has in another form. It may run that one again, so only a submission
+    #: that takes the plan may replace it.
+    held: Collection[str] = ()
 
     @property
     def rules(self) -> Mapping[str, Mapping[str, Any]]:
@@ -245,8 +248,10 @@ def guard_source() -> bytes:
     return Path(guard.__file__).read_bytes()
 
 
-def write(result: PlanResult, effects: Effects) -> None:
+def write(result: PlanResult, effects: Effects, *, leave: Collection[str] = ()) -> None:
     """Write what changed, and make it durable with one synchronisation instead of one a file.
+
+    The scripts of the jobs in `leave` stay as they are.
 
     Raises:
         StateError: a directory or a file that cannot be written.
@@ -258,8 +263,9 @@ def write(result: PlanResult, effects: Effects) -> None:
         for folder in dict.fromkeys(map(os.path.dirname, paths)):
             effects.mkdir(Path(folder), mode=_DIR_MODE)
         changed = False
+        left = {Path(job.spec.script_path) for job in result.jobs if job.spec.name in leave}
         for file in files(result):
-            if _holds(file.path, file.data):
+            if file.path in left or _holds(file.path, file.data):
                 continue
             if not effects.create(file.path, file.data, mode=file.mode):
                 effects.write(file.path, file.data, mode=file.mode, durable=False)

@@ -50,6 +50,18 @@ def leader_of(paths: SessionPaths) -> journal.Leader | None:
     return journal.leader_alive(paths)
 
 
+def check_project(session: Session, project: str, paths: SessionPaths) -> None:
+    """Refuse the state directory of another project.
+
+    Raises:
+        UsageError: names the project that it belongs to.
+    """
+    if session.opened is not None and session.opened.project != project:
+        what = f"it belongs to project {session.opened.project!r}"
+        hint = f"give {project!r} another base_output_dir or state_dir"
+        raise UsageError(what, where=str(paths.state_dir), hint=hint)
+
+
 # ---------------------------------------------------------------- names
 
 

@@ -10,11 +10,11 @@ from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.reconcile import Reconciled, reconcile
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.errors import ConfigError, Fault, StateError
+from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import totals
 from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
-from oellm_autoexp.services.session import Watch, command, lead, replay
+from oellm_autoexp.services.session import Watch, check_project, command, lead, replay
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry
@@ -28,8 +28,8 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
 
     Raises:
         ConfigError: jobs have changed and `update` is not given.
-        StateError: the session belongs to another project or scheduler.
-        UsageError: the scheduler can only render.
+        UsageError: the scheduler can only render, or the session belongs to another project or scheduler.
+        StateError: the journal is damaged.
     """
     require_submitting(result.loaded)
     session = replay(result.loaded.paths)
@@ -119,13 +119,12 @@ def _check_belongs(session: Session, result: PlanResult) -> None:
     opened = session.opened
     if opened is None:
         return
-    where = str(result.loaded.paths.state_dir)
-    hint = "give this config another base_output_dir or state_dir"
-    if opened.project != result.loaded.project:
-        raise StateError(f"it belongs to project {opened.project!r}", where=where, hint=hint)
+    check_project(session, result.loaded.project, result.loaded.paths)
     theirs, ours = opened.scheduler.get("class_name"), result.loaded.scheduler_config.get("class_name")
     if theirs != ours:
-        raise StateError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
+        hint = "give this config another base_output_dir or state_dir"
+        where = str(result.loaded.paths.state_dir)
+        raise UsageError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
 
 
 def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:

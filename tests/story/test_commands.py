@@ -107,3 +107,38 @@ def test_a_session_is_found_by_its_name(
     assert "1 succeeded" in cli("sessions").stdout
     assert "cmd_i0" in cli("status", "cmd").stdout
     assert cli("status", "cmt").returncode == 2
+
+
+def test_a_plan_leaves_the_scripts_that_a_session_may_run_again(
+    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """What a job computes changes by `submit --update` alone, so a retry runs what the session knows."""
+    config = write(tmp_path, f"echo old >> {tmp_path}/ran; exit 1", [0])
+    assert cli("submit", config).returncode == 1
+    write(tmp_path, f"echo new >> {tmp_path}/ran", [0, 1])
+    shown = cli("plan", config)
+    assert (
+        shown.returncode == 0
+        and "Left as the session has them: 1 script, such as that of cmd_i0" in shown.stdout
+    )
+    assert (tmp_path / "outputs/scripts/cmd_i1.sbatch").exists()
+    assert cli("retry", "outputs").returncode == 0
+    assert cli("monitor", "outputs").returncode == 1
+    assert (tmp_path / "ran").read_text() == "old\nold\n"
+    assert cli("submit", config).returncode == 2
+    assert cli("submit", config, "--update").returncode == 0
+    assert (tmp_path / "ran").read_text() == "old\nold\nnew\nnew\n"
+
+
+def test_the_directory_of_another_project_is_refused(
+    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Neither `plan` nor `submit` writes into it, and both say whose it is."""
+    config = write(tmp_path, "true", [0])
+    assert cli("submit", config).returncode == 0
+    sweep = (tmp_path / "outputs/sweep.json").read_bytes()
+    for command in ("plan", "submit"):
+        refused = cli(command, config, "-o", "project.name=other")
+        assert refused.returncode == 2 and "it belongs to project 'cmd'" in refused.stderr
+    assert (tmp_path / "outputs/sweep.json").read_bytes() == sweep
+    assert not list(tmp_path.glob("outputs/scripts/other*"))
