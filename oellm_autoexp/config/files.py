@@ -7,7 +7,6 @@ absolute, and times and accounts without quotes are refused, all while the file 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +202,31 @@ def _make_absolute(whole: dict[str, Any], base: Path, beside: Path) -> None:
 
 
 def _parents(node: Any, path: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The mappings that hold the last key of a path with `*` in it."""
+    """The mappings that may hold the last key of a path with `*` or `**` in it."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if path[0] == "**":
+        for child in children:
+            yield from _parents(child, path)
+        path = path[1:]
     if not isinstance(node, dict):
         return
     if len(path) == 1:
         yield node
         return
-    for child in node.values() if path[0] == "*" else [node.get(path[0])]:
+    for child in children if path[0] == "*" else [node.get(path[0])]:
         yield from _parents(child, path[1:])
 
 
 def is_path(parts: Sequence[str]) -> bool:
     """Whether a key of the whole config holds a path."""
-    return tuple(parts) in PATHS or any(
-        len(parts) == len(path) and all(map(fnmatchcase, parts, path)) for path in ENTRY_PATHS
+    return tuple(parts) in PATHS or any(_matches(parts, path) for path in ENTRY_PATHS)
+
+
+def _matches(parts: Sequence[str], path: Sequence[str]) -> bool:
+    if "**" in path:
+        return len(parts) > 1 and (parts[0], parts[-1]) == (path[0], path[-1])
+    return len(parts) == len(path) and all(
+        part == key or key == "*" for part, key in zip(parts, path, strict=True)
     )
 
 

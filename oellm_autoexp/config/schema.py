@@ -30,13 +30,15 @@ PATHS = (
     ("slurm", "template_path"),
     ("slurm", "env_file"),
 )
-#: The same within sections of plug-ins and of named entries (`*`).
+#: The same within sections of plug-ins, of named entries (`*`), and at any depth (`**`).
 ENTRY_PATHS = (
     ("backend", "cwd"),
     ("actions", "*", "cwd"),
     ("actions", "*", "path"),
-    ("conditions", "*", "path"),
-    ("conditions", "*", "pattern"),
+    ("conditions", "**", "path"),
+    ("conditions", "**", "pattern"),
+    ("job", "**", "path"),
+    ("job", "**", "pattern"),
 )
 #: Those of them that must exist.
 FILES = (("slurm", "template_path"), ("slurm", "env_file"))

@@ -152,6 +152,13 @@ def test_relative_paths_start_at_their_file(tmp_path: Path) -> None:
           data: {class_name: FileExistsCondition, path: ./data.bin}
           shards: {class_name: GlobCondition, pattern: "data/*.bin"}
           done: {class_name: FileExistsCondition, path: "${job.output_dir}/done"}
+          both:
+            class_name: AllCondition
+            conditions:
+              - {class_name: FileExistsCondition, path: deep.bin}
+              - {class_name: NotCondition, condition: {class_name: GlobCondition, pattern: "*.lock"}}
+        job:
+          start_condition: {class_name: FileExistsCondition, path: go}
         """
     home = tmp_path / "configs"
     composed = load(home / "s.yaml", text, cwd=tmp_path)
@@ -163,6 +170,10 @@ def test_relative_paths_start_at_their_file(tmp_path: Path) -> None:
     assert raw["conditions"]["data"]["path"] == str(home / "data.bin")
     assert raw["conditions"]["shards"]["pattern"] == str(home / "data/*.bin")
     assert raw["conditions"]["done"]["path"] == "/out/done"
+    first, second = raw["conditions"]["both"]["conditions"]
+    assert first["path"] == str(home / "deep.bin")
+    assert second["condition"]["pattern"] == str(home / "*.lock")
+    assert raw["job"]["start_condition"]["path"] == str(home / "go")
 
 
 def points_with_places(composed: compose.Composed) -> Any:
@@ -174,9 +185,14 @@ def test_relative_paths_of_overrides_start_where_they_are_given(tmp_path: Path) 
     home = tmp_path / "configs"
     text = BASE + "actions: {convert: {command: c, on: [job_failed]}}"
     given = ["backend.cwd=src", "actions.convert.cwd=./tools"]
+    given += [
+        "job.start_condition={class_name: FileExistsCondition, path: /x}",
+        "job.start_condition.path=go",
+    ]
     raw = points(load(home / "s.yaml", text, given, cwd=tmp_path))[0]
     assert raw["backend"]["cwd"] == str(tmp_path / "src")
     assert raw["actions"]["convert"]["cwd"] == str(tmp_path / "tools")
+    assert raw["job"]["start_condition"]["path"] == str(tmp_path / "go")
 
 
 def test_a_command_runs_where_its_config_says(tmp_path: Path) -> None:
