@@ -42,11 +42,10 @@ def plan(
 ) -> None:
     """Check a config, expand its sweep, and write scripts and sweep.json."""
     from oellm_autoexp.services import plan as service
-    from oellm_autoexp.store.effects import Effects
 
     result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
     if not dry_run:
-        service.write(result, Effects(), leave=result.held)
+        service.write(result, result.loaded.effects, leave=result.held)
     if as_json:
         jobs = [
             {

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from oellm_autoexp.errors import UsageError
 from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services.plan import PlanResult
-from oellm_autoexp.store.effects import Effects
 
 if TYPE_CHECKING:
     from oellm_autoexp.core.events import Event
@@ -74,7 +73,7 @@ def render_scripts(
     """
     result = planned(config_ref, config_dir, overrides, scheduler)
     if not dry_run:
-        planning.write(result, Effects(), leave=result.held)
+        planning.write(result, result.loaded.effects, leave=result.held)
     return result
 
 

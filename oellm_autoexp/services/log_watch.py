@@ -213,7 +213,7 @@ class LogWatch:
         effects: Effects | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._effects, self._clock = effects or Effects(), clock or RealClock()
+        self._effects, self._clock = effects or Effects.of(paths.state_dir), clock or RealClock()
         self._report, self._warn = report, warn
         self._warned: set[str] = set()
         self.failed = 0

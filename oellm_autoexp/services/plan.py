@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import io
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ class Loaded:
     project: str
     base_output_dir: Path
     paths: SessionPaths
+    #: As open as `project.group` wants the session's state.
+    effects: Effects
     #: Where commands run that name no directory of their own.
     cwd: Path
     #: What to load again: reference, directory, overrides.
@@ -114,10 +117,12 @@ def load(
     base = Path(project.base_output_dir)
     paths = SessionPaths(Path(project.state_dir) if project.state_dir else default_state_dir(base))
     assert root.scheduler is not None
+    if effects is None:
+        effects = Effects(group=grp.getgrnam(project.group).gr_gid if project.group else None)
     made_scheduler: SchedulerInterface = made(
         SchedulerInterface,
         root.scheduler,
-        effects=effects if effects is not None else Effects(),
+        effects=effects,
         state_dir=paths.scheduler,
     )
     return Loaded(
@@ -127,6 +132,7 @@ def load(
         project=project.name,
         base_output_dir=base,
         paths=paths,
+        effects=effects,
         cwd=where,
         source={
             "config": str(composed.file) if composed.file is not None else ref,

@@ -184,7 +184,7 @@ def lead(
     Raises:
         NotLeader: another process leads it.
     """
-    effects, clock, watch = effects or Effects(), clock or RealClock(), watch or Watch()
+    effects, clock, watch = effects or Effects.of(paths.state_dir), clock or RealClock(), watch or Watch()
     written, history = journal.Journal.lead(
         paths,
         effects,
@@ -233,7 +233,7 @@ def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bo
     Raises:
         StateError: a leader exists and does not answer.
     """
-    clock, effects = RealClock(), Effects()
+    clock, effects = RealClock(), Effects.of(paths.state_dir)
     if journal.leader_alive(paths) is not None:
         follower = journal.Follower(paths)
         follower.new_events()

@@ -65,7 +65,7 @@ def submit(
         ConfigError, StateError, UsageError: as `preview`.
     """
     done = preview(result, update=update, prune=prune)
-    loaded, clock, effects = result.loaded, RealClock(), Effects()
+    loaded, clock, effects = result.loaded, RealClock(), result.loaded.effects
     paths, now = loaded.paths, clock.now()
     write(result, effects)
     entry = Entry(
@@ -138,7 +138,7 @@ def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:
     """
     if loop is not None:
         loop.close()
-    clock, effects = RealClock(), Effects()
+    clock, effects = RealClock(), Effects.of(paths.state_dir)
     argv = [sys.executable, "-m", "oellm_autoexp.cli.main", "monitor", str(paths.state_dir)]
     started = clock.monotonic()
     child = None

@@ -36,6 +36,15 @@ class Effects:
     def __init__(self, *, group: int | None = None) -> None:
         self.group = group
 
+    @classmethod
+    def of(cls, state_dir: Path) -> Effects:
+        """Effects that leave a state directory as open as it is: to its group, where that may write there."""
+        try:
+            found = state_dir.stat()
+        except OSError:
+            return cls()
+        return cls(group=found.st_gid if found.st_mode & 0o070 == 0o070 else None)
+
     def step(self, name: str, target: str) -> None:
         """A hook for tests; does nothing in life."""
 
@@ -162,6 +171,9 @@ class Effects:
             new = not path.exists()
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
             try:
+                if private and new and self.group is not None:
+                    os.fchown(fd, -1, self.group)
+                    os.fchmod(fd, 0o660)
                 write_all(fd, data)
                 if durable:
                     os.fsync(fd)
