@@ -288,7 +288,7 @@ MISTAKES = [
         "a group twice",
         "defaults:\n  - slurm: lumi\n  - slurm: juwels\n  - _self_",
         "defaults",
-        5,
+        6,
         "two options",
     ),
     Mistake("defaults that are no list", "defaults: {slurm: lumi}", "defaults", 4, "must be a list"),
