@@ -69,7 +69,9 @@ def command(*words: str) -> list[str]:
 
 
 def environment(place: Path) -> dict[str, str]:
-    return {**os.environ, "XDG_STATE_HOME": str(place / "home")}
+    # Debian has a `python` only within an environment, and the tests need none that is activated.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "XDG_STATE_HOME": str(place / "home"), "PATH": path}
 
 
 @pytest.fixture
