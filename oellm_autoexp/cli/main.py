@@ -74,6 +74,8 @@ def _outlives_its_reader(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(code) from None
         except OSError as error:
             # Full disks and missing rights are no faults of this program: the place and the reason will do.
+            if error.filename is None:
+                to_nobody(sys.stdout)
             raise AutoexpError(error.strerror or str(error), where=str(error.filename or "output")) from error
 
     return run
