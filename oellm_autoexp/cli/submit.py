@@ -79,7 +79,7 @@ def plan(
 def _describe(result: Any) -> None:
     totals = result.totals
     typer.echo("\n".join(f"  {job.spec.name}  [{job.spec.id}]" for job in result.jobs))
-    typer.echo(f"{_many(len(result.jobs), 'job')} on {_many(totals.nodes, 'node')}; {totals.cost}")
+    typer.echo(f"{_many(len(result.jobs), 'job')} on {_many(totals.nodes, 'node')}; {result.cost}")
     typer.echo("Policies in force:")
     for policy in result.policies:
         config = {key: value for key, value in policy.config.items() if key != "class_name"}

@@ -109,8 +109,19 @@ class Totals:
         if self.gpu_hours is None:
             return "GPU-hours without bound: a job with GPUs has no time limit"
         retries = self.gpu_hours_with_retries
-        most = "without bound" if retries is None else f"{retries:g}"
-        return f"at most {self.gpu_hours:g} GPU-hours, {most} with retries"
+        most = "without bound" if retries is None else hours(retries)
+        return (
+            f"at most {hours(self.gpu_hours)} GPU-hours in one attempt each, {most} with all counted restarts"
+        )
+
+
+def hours(value: float) -> str:
+    """GPU-hours for people, to a tenth.
+
+    >>> hours(2880.0), hours(2.33778)
+    ('2880', '2.3')
+    """
+    return f"{value:.1f}".removesuffix(".0")
 
 
 def totals(jobs: Iterable[tuple[Resources, int | None]]) -> Totals:

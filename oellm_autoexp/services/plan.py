@@ -189,6 +189,15 @@ class PlanResult:
     held: Collection[str] = ()
 
     @property
+    def cost(self) -> str:
+        """What the plan may use at most, in words."""
+        cost = self.totals.cost
+        endless = dict.fromkeys(policy.mode for policy in self.policies if policy.max_restarts is None)
+        if not self.totals.gpus or not endless:
+            return cost
+        return f"{cost}; restarts after {', '.join(endless)} are not counted"
+
+    @property
     def rules(self) -> Mapping[str, Mapping[str, Any]]:
         """The rules of all jobs by their identity."""
         return {job.rules_id: job.rules for job in self.jobs}

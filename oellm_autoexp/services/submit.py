@@ -12,7 +12,7 @@ from oellm_autoexp.core.reconcile import Reconciled, reconcile
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
-from oellm_autoexp.planning.resources import totals
+from oellm_autoexp.planning.resources import hours, totals
 from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
 from oellm_autoexp.services.session import Watch, check_project, command, lead, replay
 from oellm_autoexp.store import journal
@@ -53,7 +53,7 @@ def to_confirm(result: PlanResult, done: Reconciled) -> str:
         return "GPU-hours without bound (a job with GPUs has no time limit)"
     if wanted.gpu_hours <= limit:
         return ""
-    return f"{wanted.gpu_hours:g} GPU-hours in one attempt each (project.confirm_gpu_hours is {limit:g})"
+    return f"{hours(wanted.gpu_hours)} GPU-hours in one attempt each (project.confirm_gpu_hours is {limit:g})"
 
 
 def submit(
