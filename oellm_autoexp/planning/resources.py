@@ -111,7 +111,7 @@ class Totals:
         retries = self.gpu_hours_with_retries
         most = "without bound" if retries is None else hours(retries)
         return (
-            f"at most {hours(self.gpu_hours)} GPU-hours in one attempt each, {most} with all counted restarts"
+            f"at most {hours(self.gpu_hours)} GPU-hours in one attempt each, {most} with counted restarts"
         )
 
 

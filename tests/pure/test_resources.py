@@ -85,7 +85,7 @@ def test_the_cost_of_a_plan_counts_every_allowed_restart() -> None:
     found = totals([(big, 2), (big, 0), (Resources(), 5)])
     assert (found.jobs, found.nodes, found.gpus) == (3, 5, 16)
     assert (found.gpu_hours, found.gpu_hours_with_retries) == (32.0, 64.0)
-    assert found.cost == "at most 32 GPU-hours in one attempt each, 64 with all counted restarts"
+    assert found.cost == "at most 32 GPU-hours in one attempt each, 64 with counted restarts"
     assert totals([(Resources(gpus=1), 0)]).gpu_hours is None
     assert "no time limit" in totals([(Resources(gpus=1), 0)]).cost
     assert totals([(big, None)]).gpu_hours_with_retries is None
