@@ -38,7 +38,9 @@ def status(
     form: Annotated[
         Optional[str], typer.Option("--format", help="md (default), csv or json, with --columns.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again every two seconds, until all have ended.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the jobs of a session."""
@@ -63,7 +65,7 @@ def status(
             _print_columns(names, [views.columns(row, names) for row in rows], form or "md")
         else:
             print_status(state, paths, wanted, as_json)
-        if not watch:
+        if not watch or all(job.state.ended for job in wanted):
             return
         time.sleep(2)
 

@@ -6,10 +6,11 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from oellm_autoexp import __version__
 from oellm_autoexp.cli import cleanup, init, log_watch, look, steer, submit
 from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
@@ -86,6 +87,21 @@ for _command, _examples in COMMANDS:
     app.command(epilog=f"\b\nExamples:{_lines}\n\nExit codes: oellm-autoexp --help")(
         _outlives_its_reader(_command)
     )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"oellm-autoexp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Describe experiments once; the orchestrator gets them finished."""
 
 
 @contextlib.contextmanager

@@ -110,9 +110,7 @@ class Totals:
             return "GPU-hours without bound: a job with GPUs has no time limit"
         retries = self.gpu_hours_with_retries
         most = "without bound" if retries is None else hours(retries)
-        return (
-            f"at most {hours(self.gpu_hours)} GPU-hours in one attempt each, {most} with counted restarts"
-        )
+        return f"at most {hours(self.gpu_hours)} GPU-hours in one attempt each, {most} with counted restarts"
 
 
 def hours(value: float) -> str:

@@ -86,6 +86,8 @@ def test_status_says_when_nobody_watches(tmp_path: Path, cli: Cli, leader: Any) 
     assert cli("monitor", "outputs").returncode == 1
     ended = cli("status", "outputs").stdout
     assert "Nobody watches" not in ended
+    watched = cli("status", "outputs", "--watch")
+    assert (watched.returncode, watched.stderr) == (0, ""), "there is nothing more to wait for"
     assert f"Start what failed again: oellm-autoexp retry {tmp_path}/outputs/.oellm-autoexp" in ended
 
 
