@@ -322,6 +322,8 @@ class ProgressMade(Event):
     attempt: int
     counter: str
     value: float
+    #: When it was seen in the log, where that was before it was journaled: marks are kept back for seconds.
+    seen_at: float | None = None
 
 
 # ---------------------------------------------------------------- actions

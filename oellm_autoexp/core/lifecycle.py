@@ -347,7 +347,8 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
     match event:
         case ev.ProgressMade():
             marks = {**job.high_water, event.counter: event.value}
-            attempts = _changed(job, event.attempt, progressed_at=event.at)
+            seen_at = event.at if event.seen_at is None else event.seen_at
+            attempts = _changed(job, event.attempt, progressed_at=seen_at)
             return replace(job, high_water=marks, attempts=attempts)
         case ev.SignalsFound():
             return _signals(job, event)

@@ -71,7 +71,9 @@ class Observer:
         self._checks = checks
         self._series = series
         self._watches: dict[str, _Watch] = {}
+        #: High-water marks of counters by job, and when one of them last moved.
         self._marks: dict[str, dict[str, float]] = {}
+        self._moved_at: dict[str, float] = {}
 
     # ---- the scheduler
 
@@ -249,6 +251,7 @@ class Observer:
         for counter, value in new.items():
             if value > max(marks.get(counter, float("-inf")), job.high_water.get(counter, float("-inf"))):
                 marks[counter] = value
+                self._moved_at[name] = now
                 moved = True
         due = watch.progress_at is None or now - watch.progress_at >= PROGRESS_INTERVAL_S or settle
         if due:
@@ -257,7 +260,12 @@ class Observer:
                     watch.progress_at = now
                     record(
                         ev.ProgressMade(
-                            at=now, job=name, attempt=attempt.number, counter=counter, value=value
+                            at=now,
+                            job=name,
+                            attempt=attempt.number,
+                            counter=counter,
+                            value=value,
+                            seen_at=self._moved_at[name] if self._moved_at[name] != now else None,
                         )
                     )
         return moved

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from world import FOREVER, Script, SimConfig, Stage, World
 
+from oellm_autoexp.config.sockets import Capabilities
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.model import Job, JobState
 from oellm_autoexp.store import inbox
@@ -439,3 +440,25 @@ def test_what_is_beyond_max_jobs_waits_and_is_not_lost(tmp_path: Path) -> None:
     made.run(loop, on_tick=count)
     assert most == 2
     assert {each.state for each in loop.session.jobs.values()} == {JobState.SUCCEEDED}
+
+
+def test_lost_time_begins_at_the_last_progress_and_not_when_that_was_journaled(tmp_path: Path) -> None:
+    """Marks are journaled every few seconds and at the end; the loss counts from when they were seen."""
+    rules = {
+        "monitoring": {
+            "class_name": "SlurmLogMonitor",
+            "startup_grace_seconds": 0,
+            "inactivity_threshold_seconds": 30,
+            "log_signals": {"step": {"pattern": r"step (?P<step>\d+)", "counter": "step"}},
+        }
+    }
+    script: Script = ((1.0, "step 1"), (4.0, "step 2"))
+    world = World(lambda _name, attempt: script if attempt == 1 else ((1.0, "step 3"), (2.0, 0)))
+    made = Stage(tmp_path, world, rules, ("a",), capabilities=Capabilities(poll_interval_s=1.0))
+    loop = made.submit()
+    made.run(loop)
+    first = loop.session.jobs["a"].attempts[0]
+    assert first.mode == "stall"
+    assert first.progressed_at is not None and first.started_at is not None and first.ended_at is not None
+    assert first.progressed_at - first.started_at <= 6.0
+    assert first.ended_at - first.progressed_at >= 30.0
