@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Cli, until
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line in a directory and a home of its own."""
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "oellm_autoexp.cli.main", *words]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    return run
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
 
 
 def write(tmp_path: Path, command: str, values: list[int]) -> str:
@@ -41,13 +28,7 @@ def write(tmp_path: Path, command: str, values: list[int]) -> str:
     return str(path)
 
 
-def rows(cli: Callable[..., subprocess.CompletedProcess[str]]) -> dict[str, Any]:
-    return {row["name"]: row for row in json.loads(cli("status", "outputs", "--json").stdout)["jobs"]}
-
-
-def test_a_failed_job_stays_failed_until_retry(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_a_failed_job_stays_failed_until_retry(tmp_path: Path, cli: Cli) -> None:
     """A second submit leaves it alone; `retry` gives it a new attempt, and `monitor` finishes it."""
     config = write(tmp_path, f"test -e {tmp_path}/mended", [0, 1])
     first = cli("submit", config)
@@ -58,50 +39,33 @@ def test_a_failed_job_stays_failed_until_retry(
     retried = cli("retry", "cmd", "i=1")
     assert retried.returncode == 0 and "cmd_i1" in retried.stdout, retried.stderr
     assert cli("monitor", "outputs").returncode == 1
-    states = {name: (row["state"], row["attempts"]) for name, row in rows(cli).items()}
-    assert states == {"cmd_i0": ("failed", 1), "cmd_i1": ("succeeded", 2)}
+    assert cli.states() == {"cmd_i0": ("failed", 1), "cmd_i1": ("succeeded", 2)}
 
 
-def test_commands_reach_a_led_session_and_a_second_loop_is_refused(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_commands_reach_a_led_session_and_a_second_loop_is_refused(tmp_path: Path, cli: Cli) -> None:
     """While `submit` runs, a second loop is refused with its pid; `cancel` and a second `submit` reach it."""
     config = write(tmp_path, "sleep 60", [0])
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
-    command = [sys.executable, "-m", "oellm_autoexp.cli.main", "submit", config, "--json"]
-    leader = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            shown = cli("status", "outputs", "--json")
-            if shown.returncode == 0 and '"running"' in shown.stdout:
-                break
+    with cli.leader("submit", config, "--json") as leader:
+        until(lambda: cli.states() == {"cmd_i0": ("running", 1)}, "the job runs")
         refused = cli("monitor", "outputs")
         assert refused.returncode == 3 and str(leader.pid) in refused.stderr
         config = write(tmp_path, "sleep 60", [0, 1])
         assert cli("submit", config).returncode in (0, 1)
-        assert set(rows(cli)) == {"cmd_i0", "cmd_i1"}
+        assert set(cli.states()) == {"cmd_i0", "cmd_i1"}
         cancelled = cli("cancel", "outputs", "--yes")
         assert cancelled.returncode == 0 and "cmd_i0" in cancelled.stdout, cancelled.stderr
         assert leader.wait(timeout=60) == 1
-    finally:
-        leader.kill()
-        leader.communicate()
-    assert {row["state"] for row in rows(cli).values()} == {"cancelled"}
+    assert {state for state, _ in cli.states().values()} == {"cancelled"}
 
 
-def test_what_asks_refuses_without_a_terminal(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_what_asks_refuses_without_a_terminal(tmp_path: Path, cli: Cli) -> None:
     """`cancel` without --yes and without a terminal exits 2 and changes nothing."""
     assert cli("submit", write(tmp_path, "true", [0])).returncode == 0
     refused = cli("cancel", "outputs")
     assert refused.returncode == 2 and "--yes" in refused.stderr
 
 
-def test_a_session_is_found_by_its_name(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_a_session_is_found_by_its_name(tmp_path: Path, cli: Cli) -> None:
     """`sessions` lists it, and `status NAME` finds it; a wrong name gets a hint."""
     assert cli("submit", write(tmp_path, "true", [0])).returncode == 0
     assert "1 succeeded" in cli("sessions").stdout

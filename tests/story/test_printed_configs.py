@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import NO_CLUSTER, Cli
 
 PRINTED = Path(__file__).resolve().parents[1] / "data" / "printed"
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Runs the command line beside copies of the printed files, on a machine without a Slurm."""
+    """The command line beside copies of the printed files, on a machine without a Slurm."""
     for path in PRINTED.iterdir():
         shutil.copy(path, tmp_path / path.name)
-    binaries = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "PATH": binaries}
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "oellm_autoexp.cli.main", *words]
-        return subprocess.run(
-            argv,
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return run
+    return Cli(tmp_path, PATH=NO_CLUSTER)
 
 
 def typed(name: str) -> list[str]:
@@ -50,7 +30,7 @@ def test_the_local_sweep_runs_as_printed(tmp_path: Path, cli: Cli) -> None:
     assert typed("sweep.yaml") == ["submit", "sweep.yaml", "--local"]
     done = cli(*typed("sweep.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    jobs = json.loads(cli("status", "sweep.yaml", "--json").stdout)["jobs"]
+    jobs = cli.jobs("sweep.yaml")
     names = ["tiny_lr0.001_s0", "tiny_lr0.001_s1", "tiny_lr0.0003_s0", "tiny_lr0.0003_s1"]
     assert [job["name"] for job in jobs] == names
     assert {(job["state"], job["attempts"]) for job in jobs} == {("succeeded", 1)}
@@ -68,7 +48,7 @@ def test_the_local_sweep_runs_as_printed(tmp_path: Path, cli: Cli) -> None:
 
 def test_the_policies_of_the_local_sweep_are_in_force(cli: Cli) -> None:
     """`plan` names what the config says beside the defaults that it leaves in place."""
-    shown = cli("plan", "sweep.yaml", "--local", "--dry-run").stdout
+    shown = cli.within("plan", "sweep.yaml", "--local", "--dry-run").stdout
     policies = shown[shown.index("Policies in force:") :].splitlines()[1:]
     lines = {line.split()[0]: line for line in policies}
     assert "AlwaysRestartPolicy max_retries=2 (configured)" in lines["crash"]
@@ -103,7 +83,7 @@ def test_the_cluster_sweep_renders_as_printed(tmp_path: Path, cli: Cli) -> None:
         command = f"exec python train.py --lr {at['lr']} --layers {layers} --ckpt {checkpoints}"
         setup = ["module load LUMI cray-python", "source ~/envs/train/bin/activate"]
         assert [line for line in lines if line in (*setup, command)] == [*setup, command]
-        subprocess.run(["bash", "-n", script], check=True)
+        assert cli.run("bash", "-n", str(script)).returncode == 0
 
 
 def test_the_cluster_sweep_says_what_it_lacks_here(tmp_path: Path, cli: Cli) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Cli, Done, Running, until
 
 from oellm_autoexp.cli.main import COMMANDS
 
@@ -25,66 +21,53 @@ sweep: {axes: {c: [0, 7]}}
 restart_policies: {crash: {class_name: NoRestartPolicy}}
 scheduler: {class_name: local, max_jobs: 2}
 """
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def argv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The command line, in a directory with a config of two gated jobs, one of which fails."""
+def cli(tmp_path: Path) -> Cli:
+    """The command line beside a config of two gated jobs, one of which fails."""
     (tmp_path / "sweep.yaml").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return [sys.executable, "-m", "oellm_autoexp.cli.main"]
+    return Cli(tmp_path)
 
 
 @pytest.fixture
-def cli(argv: list[str]) -> Cli:
-    def run(*words: str, shell: str = "") -> subprocess.CompletedProcess[str]:
-        command = ["bash", "-o", "pipefail", "-c", f'"$@" {shell}', "run", *argv, *words]
-        given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        return subprocess.run(command, timeout=120, check=False, **given)
-
-    return run
-
-
-@pytest.fixture
-def leader(argv: list[str], cli: Cli) -> Iterator[subprocess.Popen[str]]:
+def leader(cli: Cli) -> Iterator[Running]:
     """A `submit` that leads the session while both jobs run."""
-    process = subprocess.Popen([*argv, "submit", "sweep.yaml", "--json"], stdout=subprocess.PIPE, text=True)
-    try:
-        end = time.monotonic() + 120
-        while cli("status", "outputs", "--json").stdout.count('"running"') < 2:
-            assert time.monotonic() < end
+    with cli.leader("submit", "sweep.yaml", "--json") as process:
+        until(lambda: list(cli.states().values()) == [("running", 1)] * 2, "both run")
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
-def test_a_second_submit_hands_over_and_ends_well(tmp_path: Path, cli: Cli, leader: Any) -> None:
+def piped(cli: Cli, *words: str, into: str) -> Done:
+    """A command whose output goes somewhere, as a shell says it."""
+    shell = ("bash", "-o", "pipefail", "-c", f'"$@" {into}', "run")
+    return cli.run(*shell, *cli.program, *words)
+
+
+def test_a_second_submit_hands_over_and_ends_well(tmp_path: Path, cli: Cli, leader: Running) -> None:
     """It names the process that leads, and exits 0: what becomes of the jobs is for that one to say."""
     second = cli("submit", "sweep.yaml")
     assert second.returncode == 0, second.stderr
     assert "0 new; 2 go on" in second.stdout
     assert f"Process {leader.pid} on " in second.stdout
-    assert "Nobody watches" not in cli("status", "outputs").stdout
+    assert "Nobody watches" not in cli.within("status", "outputs").stdout
     (tmp_path / "gate").touch()
     assert leader.wait(timeout=120) == 1
 
 
-def test_status_says_when_nobody_watches(tmp_path: Path, cli: Cli, leader: Any) -> None:
+def test_status_says_when_nobody_watches(tmp_path: Path, cli: Cli, leader: Running) -> None:
     """After Ctrl-C the jobs run on; `status` and `cancel` name the command that sees to them."""
     leader.send_signal(signal.SIGINT)
     assert leader.wait(timeout=60) == 130
     hint = f"Nobody watches this session: oellm-autoexp monitor {tmp_path}/outputs/.oellm-autoexp"
-    shown = cli("status", "outputs", "c=0").stdout
+    shown = cli.within("status", "outputs", "c=0").stdout
     assert hint in shown and shown.startswith("1 running\n"), "only what was asked for is counted"
     assert not any(line != line.rstrip() for line in shown.splitlines())
-    assert "2 running (nobody watches)" in cli("sessions").stdout
+    assert "2 running (nobody watches)" in cli.within("sessions").stdout
     assert hint in cli("cancel", "outputs", "c=0", "--yes").stdout
     (tmp_path / "gate").touch()
     assert cli("monitor", "outputs").returncode == 1
-    ended = cli("status", "outputs").stdout
+    ended = cli.within("status", "outputs").stdout
     assert "Nobody watches" not in ended
     watched = cli("status", "outputs", "--watch")
     assert (watched.returncode, watched.stderr) == (0, ""), "there is nothing more to wait for"
@@ -95,15 +78,14 @@ def test_a_reader_that_has_read_enough_ends_no_session(tmp_path: Path, cli: Cli)
     """`submit | head` is led to its end, and its exit code says how that was; looking exits 0."""
     (tmp_path / "gate").touch()
     for pipe in ("| true", "2>&1 | head -1"):
-        done = cli("submit", "sweep.yaml", shell=pipe)
+        done = piped(cli, "submit", "sweep.yaml", into=pipe)
         assert (done.returncode, done.stderr) == (1, "")
-    states = {job["state"] for job in json.loads(cli("status", "outputs", "--json").stdout)["jobs"]}
-    assert states == {"succeeded", "failed"}
+    assert {state for state, _ in cli.states().values()} == {"succeeded", "failed"}
     looks = (["plan", "sweep.yaml"], ["status", "outputs"], ["show", "outputs"], ["sessions"])
     for words in looks:
-        done = cli(*words, shell="| true")
+        done = piped(cli, *words, into="| true")
         assert (done.returncode, done.stderr) == (0, ""), words
-    full = cli("status", "outputs", shell="> /dev/full")
+    full = piped(cli, "status", "outputs", into="> /dev/full")
     assert (full.returncode, full.stderr) == (3, "error: output: No space left on device\n")
 
 
@@ -111,20 +93,20 @@ def test_columns_that_no_job_has_are_named(tmp_path: Path, cli: Cli) -> None:
     """An unknown column is empty and said on stderr; a sort needs columns; numbers sort by size."""
     (tmp_path / "gate").touch()
     assert cli("submit", "sweep.yaml", "-o", "sweep.axes.c=[10, 9, 0]").returncode == 1
-    shown = cli("status", "outputs", "--columns", "c, stat", "--sort", "c", "--format", "csv")
+    shown = cli.within("status", "outputs", "--columns", "c, stat", "--sort", "c", "--format", "csv")
     assert shown.returncode == 0
     assert shown.stdout.splitlines() == ["name,c,stat", "rd_c0,0,", "rd_c9,9,", "rd_c10,10,"]
     assert shown.stderr == "no job has a parameter, metric or field `stat` yet; did you mean `state`?\n"
-    refused = cli("status", "outputs", "--sort", "c")
+    refused = cli.within("status", "outputs", "--sort", "c")
     assert refused.returncode == 2 and "--columns" in refused.stderr
 
 
 def test_plan_says_what_it_wrote(tmp_path: Path, cli: Cli) -> None:
     """One of a thing is not called several; a dry run says that it wrote nothing."""
     one = ("sweep.yaml", "-o", "sweep.axes.c=[0]")
-    dry = cli("plan", *one, "--dry-run").stdout
+    dry = cli.within("plan", *one, "--dry-run").stdout
     assert dry.endswith("Nothing was written.\n") and not (tmp_path / "outputs").exists()
-    shown = cli("plan", *one).stdout
+    shown = cli.within("plan", *one).stdout
     assert "1 job on 1 node; no GPUs" in shown
     assert f"Written: {tmp_path}/outputs/scripts\nWritten: {tmp_path}/outputs/sweep.json\n" in shown
 
@@ -132,12 +114,12 @@ def test_plan_says_what_it_wrote(tmp_path: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("command", [command.__name__ for command, _ in COMMANDS])
 def test_the_help_of_a_command_has_examples(cli: Cli, command: str) -> None:
     """Each can be typed as it stands, and the meaning of exit codes is one word away."""
-    shown = cli(command, "--help").stdout
+    shown = cli.within(command, "--help").stdout
     assert f"\n    oellm-autoexp {command}" in shown and "Exit codes: oellm-autoexp --help" in shown
 
 
 def test_the_help_explains_exit_codes(cli: Cli) -> None:
-    shown = cli("--help").stdout
+    shown = cli.within("--help").stdout
     assert "    2    a mistake in the config or in usage; nothing was changed" in shown
 
 
@@ -146,8 +128,8 @@ def test_a_session_that_is_gone_is_told_from_one_that_never_was(tmp_path: Path, 
     (tmp_path / "gate").touch()
     assert cli("submit", "sweep.yaml").returncode == 1
     shutil.rmtree(tmp_path / "outputs")
-    refused = cli("status", "rd")
+    refused = cli.within("status", "rd")
     assert refused.returncode == 2
     assert f"{tmp_path}/outputs/.oellm-autoexp: the session 'rd' is gone" in refused.stderr
-    assert "rd  gone" in cli("sessions").stdout
-    assert "there is no session 'rdd'" in cli("status", "rdd").stderr
+    assert "rd  gone" in cli.within("sessions").stdout
+    assert "there is no session 'rdd'" in cli.within("status", "rdd").stderr

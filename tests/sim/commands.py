@@ -1,0 +1,102 @@
+"""The program as people run it: commands in a directory, and what a test waits for in other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from oellm_autoexp.cli.main import main
+
+T = TypeVar("T")
+Done = subprocess.CompletedProcess[str]
+Running = subprocess.Popen[str]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (sys.executable, "-m", "oellm_autoexp.cli.main")
+#: A PATH without what a cluster has.
+NO_CLUSTER = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+#: Seconds; long enough for any machine, so that only a test that fails waits for it.
+PATIENCE_S = 120.0
+
+
+def until(look: Callable[[], T], what: str) -> T:
+    """What `look` gives, once that counts as true: a condition of another process."""
+    give_up = time.monotonic() + PATIENCE_S
+    while not (found := look()):
+        assert time.monotonic() < give_up, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.01)
+    return found
+
+
+class Cli:
+    """Runs commands in a directory, with a registry of sessions of its own."""
+
+    def __init__(self, root: Path, *, home: Path | None = None, **variables: str) -> None:
+        self.root = root
+        self.program: Sequence[str] = PROGRAM
+        self.variables = {"XDG_STATE_HOME": str(home or root / "home"), **variables}
+
+    def __call__(self, *words: str, **options: Any) -> Done:
+        """A command of the program to its end."""
+        return self.run(*self.program, *words, **options)
+
+    def run(self, *argv: str, **options: Any) -> Done:
+        """Any program to its end, without a terminal; `options` as of `subprocess.run`."""
+        given = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
+        environment = {**os.environ, **self.variables}
+        return subprocess.run(argv, cwd=self.root, env=environment, timeout=PATIENCE_S, check=False, **given)
+
+    def start(self, *words: str, **options: Any) -> Running:
+        """A command that goes on; `options` as of `subprocess.Popen`."""
+        given = {"stdout": subprocess.PIPE, "text": True, **options}
+        environment = {**os.environ, **self.variables}
+        return subprocess.Popen([*self.program, *words], cwd=self.root, env=environment, **given)
+
+    @contextlib.contextmanager
+    def leader(self, *words: str, **options: Any) -> Iterator[Running]:
+        """A command that leads the session meanwhile; killed at the end, if it is still there."""
+        process = self.start(*words, **options)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def within(self, *words: str) -> Done:
+        """A command in this process: the same for what needs none of its own, and far cheaper."""
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.chdir(self.root)
+            patch.setattr(sys, "argv", ["oellm-autoexp", *words])
+            patch.setattr(sys, "stdin", io.StringIO())
+            patch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own.
+            for name, value in self.variables.items():
+                patch.setenv(name, value)
+            try:
+                main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    def jobs(self, session: str = "outputs") -> list[dict[str, Any]]:
+        """What `status --json` says of the jobs; none where there is no session yet."""
+        shown = self.within("status", session, "--json")
+        return json.loads(shown.stdout)["jobs"] if shown.returncode == 0 else []
+
+    def states(self, session: str = "outputs") -> dict[str, tuple[str, int]]:
+        """State and number of attempts of each job."""
+        return {job["name"]: (job["state"], job["attempts"]) for job in self.jobs(session)}
