@@ -286,6 +286,8 @@ class CancelRequested(Event):
     why: str
     by: str
     mode: str
+    #: For a stall: seconds of observed silence, or of a counter standing still, before it.
+    silent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

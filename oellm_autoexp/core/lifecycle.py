@@ -208,12 +208,19 @@ def _stalled(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tup
     if rules.stall_after_s is not None and seen.quiet_s >= rules.stall_after_s:
         limit = format_duration(rules.stall_after_s)
         why = f"no output for {format_duration(seen.quiet_s)} (threshold {limit})"
-        return (_cancel(job, attempt, seen.now, why=why, by="inactivity_threshold_seconds", mode="stall"),)
+        return (_stall(job, attempt, seen.now, seen.quiet_s, why, "inactivity_threshold_seconds"),)
     if rules.counter_after_s is not None and seen.still_s >= rules.counter_after_s:
         limit = format_duration(rules.counter_after_s)
         why = f"no progress for {format_duration(seen.still_s)} (threshold {limit})"
-        return (_cancel(job, attempt, seen.now, why=why, by="progress_threshold_seconds", mode="stall"),)
+        return (_stall(job, attempt, seen.now, seen.still_s, why, "progress_threshold_seconds"),)
     return ()
+
+
+def _stall(job: Job, attempt: Attempt, now: float, silent_s: float, why: str, by: str) -> ev.CancelRequested:
+    name, number = job.spec.name, attempt.number
+    return ev.CancelRequested(
+        at=now, job=name, attempt=number, why=why, by=by, mode="stall", silent_s=silent_s
+    )
 
 
 def _cancel(job: Job, attempt: Attempt, now: float, *, why: str, by: str, mode: str) -> ev.CancelRequested:
