@@ -73,9 +73,7 @@ def test_a_session_is_found_by_its_name(tmp_path: Path, cli: Cli) -> None:
     assert cli("status", "cmt").returncode == 2
 
 
-def test_a_plan_leaves_the_scripts_that_a_session_may_run_again(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_a_plan_leaves_the_scripts_that_a_session_may_run_again(tmp_path: Path, cli: Cli) -> None:
     """What a job computes changes by `submit --update` alone, so a retry runs what the session knows."""
     config = write(tmp_path, f"echo old >> {tmp_path}/ran; exit 1", [0])
     assert cli("submit", config).returncode == 1
@@ -94,9 +92,7 @@ def test_a_plan_leaves_the_scripts_that_a_session_may_run_again(
     assert (tmp_path / "ran").read_text() == "old\nold\nnew\nnew\n"
 
 
-def test_the_directory_of_another_project_is_refused(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_the_directory_of_another_project_is_refused(tmp_path: Path, cli: Cli) -> None:
     """Neither `plan` nor `submit` writes into it, and both say whose it is."""
     config = write(tmp_path, "true", [0])
     assert cli("submit", config).returncode == 0
