@@ -156,5 +156,16 @@ class Dying(Effects):
         self._left -= 1
 
 
+def serve(name: str) -> None:
+    """For each line `COUNT LAST ROOT` submit in a new process; print how that ended."""
+    for line in sys.stdin:
+        count, last, root = line.rstrip("\n").split(" ", 2)
+        child = os.fork()
+        if child == 0:
+            submit_and_die(name, root, int(count), int(last))
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    submit_and_die(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    serve(sys.argv[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,18 +175,31 @@ def test_cancelling_what_is_over_or_unknown_does_nothing(bench: Bench) -> None:
 # ---------------------------------------------------------------- the submitter dies
 
 
-def submit_and_die(kind: str, root: Path, count: int, last: int) -> int:
-    """Submit in a process of its own that dies at effect step `last`; its exit status."""
-    argv = [sys.executable, schedulers.__file__, kind, str(root), str(count), str(last)]
-    return subprocess.run(argv, check=False, timeout=60).returncode
+@pytest.fixture
+def submit_and_die(kind: str) -> Iterator[Callable[[Path, int, int], int]]:
+    """Submits in a process of its own that dies at an effect step; gives its exit status."""
+    argv = [sys.executable, schedulers.__file__, kind]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as submitters:
+        asked, told = submitters.stdin, submitters.stdout
+        assert asked is not None and told is not None
+
+        def submit(root: Path, count: int, last: int) -> int:
+            asked.write(f"{count} {last} {root}\n")
+            asked.flush()
+            return int(told.readline())
+
+        yield submit
+        asked.close()
 
 
-def test_jobs_outlive_their_submitter(kind: str, tmp_path: Path) -> None:
+def test_jobs_outlive_their_submitter(
+    kind: str, tmp_path: Path, submit_and_die: Callable[[Path, int, int], int]
+) -> None:
     """A submission whose process has ended is found, runs on, and is told about."""
     bench = BENCHES[kind](tmp_path)
     if not bench.runs_commands:
         pytest.skip("it does not run commands")
-    assert submit_and_die(kind, tmp_path, 1, 10**6) == 0
+    assert submit_and_die(tmp_path, 1, 10**6) == 0
     (ref,) = bench.scheduler.find(["tok"])["tok"]
     assert bench.ended(ref).state is SchedulerState.COMPLETED
     assert bench.ran == ["t0"]
@@ -194,7 +207,7 @@ def test_jobs_outlive_their_submitter(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_submitter_that_dies_at_any_step_leaves_all_or_tells_what_is_missing(
-    kind: str, tmp_path: Path, count: int
+    kind: str, tmp_path: Path, count: int, submit_and_die: Callable[[Path, int, int], int]
 ) -> None:
     """Whatever step of `submit` is the last: look it up, submit what is absent, and each ran exactly once."""
     if not BENCHES[kind].runs_commands:
@@ -204,7 +217,7 @@ def test_a_submitter_that_dies_at_any_step_leaves_all_or_tells_what_is_missing(
     for last in itertools.count():
         root = tmp_path / str(last)
         root.mkdir()
-        died = submit_and_die(kind, root, count, last) != 0
+        died = submit_and_die(root, count, last) != 0
         bench = BENCHES[kind](root)
         found = bench.scheduler.find(["tok"]).get("tok", [])
         seen.add(len(found))

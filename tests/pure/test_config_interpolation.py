@@ -14,7 +14,7 @@ from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError
 
 #: The same examples every time, whatever else the machine is doing.
-FUZZED = settings(max_examples=200, deadline=None, derandomize=True)
+FUZZED = settings(max_examples=100, deadline=None, derandomize=True)
 
 ENVIRONMENT = {"WORK": "/work", "N": "4", "HF_TOKEN": "hf_abc"}
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Cli
 
 from oellm_autoexp.config import compose
 from oellm_autoexp.errors import ConfigError
@@ -224,13 +223,7 @@ def test_a_mistake_ends_a_command_with_2_and_writes_nothing(tmp_path: Path, text
     """One message on stderr, no traceback, nothing on disk."""
     (tmp_path / "s.yaml").write_text(BASE + text + "\n")
     for verb in ("plan", "submit"):
-        done = subprocess.run(
-            [sys.executable, "-m", "oellm_autoexp.cli.main", verb, "s.yaml"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = Cli(tmp_path).within(verb, "s.yaml")
         assert done.returncode == 2, done.stderr
         assert done.stdout == "" and says in done.stderr and "Traceback" not in done.stderr
         assert "s.yaml:4" in done.stderr

@@ -14,7 +14,7 @@ from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError
 
 #: The same examples every time, whatever else the machine is doing.
-FUZZED = settings(max_examples=300, deadline=None, derandomize=True)
+FUZZED = settings(max_examples=150, deadline=None, derandomize=True)
 
 RAW = {
     "project": {"name": "tiny", "out": "./o/${project.name}"},

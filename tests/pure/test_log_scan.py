@@ -73,7 +73,7 @@ def found_in(result: Any) -> list[tuple[int, str]]:
     return sorted((signal.offset, signal.rule) for signal in result)
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(LOGS, st.booleans())
 def test_a_block_gives_what_re_finds_line_by_line(data: bytes, fast: bool) -> None:
     """The search for words, with and without its library, loses and invents nothing."""
@@ -82,7 +82,7 @@ def test_a_block_gives_what_re_finds_line_by_line(data: bytes, fast: bool) -> No
 
 
 @settings(
-    max_examples=400,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -238,7 +238,7 @@ ATOMS = st.sampled_from(
 )
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.lists(ATOMS, min_size=1, max_size=6).map("".join), TEXT, st.booleans())
 def test_what_a_match_must_contain_it_contains(pattern: str, text: str, upper: bool) -> None:
     """Required words are in every line that matches."""

@@ -12,24 +12,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import until
 
 from oellm_autoexp.core.model import ExitRecord
 from oellm_autoexp.rendering import guard, guard_files
 from oellm_autoexp.store.journal import process_start
 
 DEADLINE_S = 20.0
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < give_up, f"not within {DEADLINE_S:g} s: {what}"
-        time.sleep(0.005)
 
 
 class Guards:

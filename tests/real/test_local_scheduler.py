@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import commands
 import pytest
+from commands import until
 
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
@@ -28,13 +29,6 @@ from oellm_autoexp.store.journal import process_start
 T = TypeVar("T")
 DEADLINE_S = 20.0
 HOLD = "echo holding; exec sleep 300"
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < give_up, f"not within {DEADLINE_S:g} s: {what}"
-        time.sleep(0.005)
 
 
 class House:
@@ -366,15 +360,16 @@ def test_an_array_needs_few_open_files(house: House) -> None:
     program = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[2:]
 from test_local_scheduler import House, Submission
-house = House(Path(sys.argv[2]))
+house = House(Path(sys.argv[1]))
 command = f"echo $AUTOEXP_SCHEDULER_ID >> {{house.root}}/ran"
 tasks = [house.task(command, f"t{{number}}") for number in range({count})]
 house.scheduler.submit(Submission(token="tok", tasks=tasks))
 """
     limited = f'ulimit -n 40; exec {sys.executable} -c "$@"'
-    argv = ["bash", "-c", limited, "bash", program, str(Path(__file__).parent), str(house.root)]
+    modules = [Path(__file__).parent, Path(commands.__file__).parent]
+    argv = ["bash", "-c", limited, "bash", program, *map(str, [house.root, *modules])]
     subprocess.run(argv, check=True, timeout=60)
     refs = house.scheduler.find(["tok"])["tok"]
     until(lambda: all(f.state.ended for f in house.scheduler.poll(refs).values()), "all have ended")

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,16 +51,19 @@ class Cli:
         return self.run(*self.program, *words, **options)
 
     def run(self, *argv: str, **options: Any) -> Done:
-        """Any program to its end, without a terminal; `options` as of `subprocess.run`."""
+        """Any program to its end, without a terminal; `env` is added, the rest as of `subprocess.run`."""
         given = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
-        environment = {**os.environ, **self.variables}
-        return subprocess.run(argv, cwd=self.root, env=environment, timeout=PATIENCE_S, check=False, **given)
+        given["env"] = {**self.environment, **given.get("env", {})}
+        return subprocess.run(argv, cwd=self.root, timeout=PATIENCE_S, check=False, **given)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.variables}
 
     def start(self, *words: str, **options: Any) -> Running:
         """A command that goes on; `options` as of `subprocess.Popen`."""
         given = {"stdout": subprocess.PIPE, "text": True, **options}
-        environment = {**os.environ, **self.variables}
-        return subprocess.Popen([*self.program, *words], cwd=self.root, env=environment, **given)
+        return subprocess.Popen([*self.program, *words], cwd=self.root, env=self.environment, **given)
 
     @contextlib.contextmanager
     def leader(self, *words: str, **options: Any) -> Iterator[Running]:
@@ -72,7 +75,7 @@ class Cli:
             process.kill()
             process.communicate()
 
-    def within(self, *words: str) -> Done:
+    def within(self, *words: str, env: Mapping[str, str] | None = None) -> Done:
         """A command in this process: the same for what needs none of its own, and far cheaper."""
         out, err, code = io.StringIO(), io.StringIO(), 0
         with (
@@ -84,7 +87,7 @@ class Cli:
             patch.setattr(sys, "argv", ["oellm-autoexp", *words])
             patch.setattr(sys, "stdin", io.StringIO())
             patch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own.
-            for name, value in self.variables.items():
+            for name, value in {**self.variables, **(env or {})}.items():
                 patch.setenv(name, value)
             try:
                 main()

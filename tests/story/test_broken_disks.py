@@ -9,16 +9,14 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Cli, Done, Running, until
 from world import Script, Stage, World
 
 from oellm_autoexp.core import events as ev
@@ -37,10 +35,10 @@ until [ -e go ]; do sleep 0.02; done
 class Place:
     """A directory with a config, and the command line in it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, home: Path | None = None) -> None:
         self.root = root
         self.paths = SessionPaths(root / "outputs" / ".oellm-autoexp")
-        self.environment = {**os.environ, "XDG_STATE_HOME": str(root / "home")}
+        self.cli = Cli(root, home=home)
 
     def config(self, command: str = JOB, points: int = 2, **changes: Any) -> str:
         path = self.root / "sweep.yaml"
@@ -58,18 +56,12 @@ class Place:
         path.write_text(json.dumps(config))
         return str(path)
 
-    def run(self, *words: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, limit: int | None = None) -> Done:
         """A command to its end; with `limit` no file can grow beyond so many bytes."""
-        done = subprocess.run(
-            [sys.executable, "-m", "oellm_autoexp.cli.main", *words],
-            cwd=self.root,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            preexec_fn=None if limit is None else lambda: _limit(0, limit),
-        )
+        if limit is None:
+            done = self.cli(*words)
+        else:
+            done = self.cli(*words, preexec_fn=lambda: _limit(0, limit))
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -82,22 +74,17 @@ class Place:
         return done.stderr
 
     @contextmanager
-    def leader(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    def leader(self, *words: str) -> Iterator[Running]:
         """A command that leads the session meanwhile."""
-        with (self.root / "leader.out").open("ab") as output, (self.root / "leader.err").open("ab") as errors:
-            leader = subprocess.Popen(
-                [sys.executable, "-m", "oellm_autoexp.cli.main", *words],
-                cwd=self.root,
-                env=self.environment,
-                stdout=output,
-                stderr=errors,
-            )
-        try:
-            yield leader
-        finally:
-            (self.root / "go").touch()
-            leader.kill()
-            leader.wait()
+        with (
+            (self.root / "leader.out").open("ab") as output,
+            (self.root / "leader.err").open("ab") as errors,
+            self.cli.leader(*words, stdout=output, stderr=errors) as leader,
+        ):
+            try:
+                yield leader
+            finally:
+                self.go()
 
     @property
     def errors(self) -> str:
@@ -124,13 +111,6 @@ class Place:
 def _limit(pid: int, size: int) -> None:
     """No file of a process may grow beyond `size` bytes: as on a full disk, writing more fails."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -337,8 +317,8 @@ def test_logs_that_are_deleted_meanwhile_hurt_nobody(place: Place) -> None:
         place.go()
         assert leader.wait(timeout=60) == 0, place.errors
     assert place.states() == {"disk_i0": ("succeeded", 2), "disk_i1": ("succeeded", 2)}
-    assert place.run("logs", "outputs", "disk_i0").stdout.strip().endswith("finished")
-    missing = place.run("logs", "outputs", "disk_i0", "--attempt", "1")
+    assert place.cli.within("logs", "outputs", "disk_i0").stdout.strip().endswith("finished")
+    missing = place.cli.within("logs", "outputs", "disk_i0", "--attempt", "1")
     assert missing.returncode == 2
     assert "no log" in missing.stderr
 
@@ -389,8 +369,9 @@ def test_a_damaged_record_is_refused_by_every_command(place: Place) -> None:
     journal.write_bytes(whole[: offset + 30] + b"#" + whole[offset + 31 :])
     before = place.fingerprint()
     for command in COMMANDS:
-        said = place.refused(*command.split(), says=f"{journal}, byte {offset}")
-        assert "backup" in said
+        refused = place.cli.within(*command.split())
+        assert refused.returncode == 3, refused.stdout
+        assert f"{journal}, byte {offset}" in refused.stderr and "backup" in refused.stderr
         assert place.fingerprint() == before, command
     journal.write_bytes(whole)
     again = place.run("submit", "sweep.yaml")
@@ -402,21 +383,20 @@ def test_a_damaged_record_is_refused_by_every_command(place: Place) -> None:
 def test_one_damaged_session_hides_no_other(place: Place, tmp_path: Path) -> None:
     """`sessions` lists it as what it is."""
     journal = finished(place)
-    other = Place(tmp_path / "other")
+    other = Place(tmp_path / "other", home=tmp_path / "home")
     other.root.mkdir()
-    other.environment = place.environment
     other.go()
     config = Path(other.config(points=1))
     config.write_text(config.read_text().replace('"name": "disk"', '"name": "whole"'))
     assert other.run("submit", str(config)).returncode == 0
     whole = journal.read_bytes()
     journal.write_bytes(whole[:700] + b"#" + whole[701:])
-    done = place.run("sessions")
+    done = place.cli.within("sessions")
     assert done.returncode == 0, done.stderr
     assert "whole  1 succeeded" in done.stdout
     assert "disk  " in done.stdout
     assert f"{journal}, byte " in done.stdout + done.stderr
-    assert json.loads(place.run("sessions", "--json").stdout)
+    assert json.loads(place.cli.within("sessions", "--json").stdout)
 
 
 @pytest.mark.parametrize("cut", [1, 60])

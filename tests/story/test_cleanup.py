@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Cli, until
+from deaths import Dying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
@@ -142,14 +141,12 @@ def test_logs_go_with_logs(here: Path) -> None:
 def test_a_session_at_work_is_refused_with_its_process(here: Path) -> None:
     """Named or not, it stays; and one whose jobs have not ended, whoever leads."""
     config = real(here, "sleep 60")
-    command = [sys.executable, "-m", "oellm_autoexp.cli.main", "submit", str(config), "--json"]
-    leader = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
-    try:
-        paths = SessionPaths(here / "outputs" / ".oellm-autoexp")
-        until = time.monotonic() + 30
-        while "attempt_started" not in "".join(p.read_text() for p in paths.journal.glob("*.jsonl")):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    paths = SessionPaths(here / "outputs" / ".oellm-autoexp")
+    with Cli(here).leader("submit", str(config), "--json") as leader:
+        until(
+            lambda: "attempt_started" in "".join(p.read_text() for p in paths.journal.glob("*.jsonl")),
+            "an attempt is started",
+        )
         refused = cleanup("outputs", "--yes")
         assert refused.exit_code == 3 and f"process {leader.pid}" in refused.output
         leader.kill()
@@ -157,11 +154,8 @@ def test_a_session_at_work_is_refused_with_its_process(here: Path) -> None:
         refused = cleanup("outputs", "--yes")
         assert refused.exit_code == 3 and "have not ended, such as real_i0" in refused.output
         assert paths.journal.is_dir()
-    finally:
-        leader.kill()
-        leader.wait()
-        RUNNER.invoke(app, ["cancel", "outputs", "--yes"])
-        RUNNER.invoke(app, ["monitor", "outputs"])
+    RUNNER.invoke(app, ["cancel", "outputs", "--yes"])
+    RUNNER.invoke(app, ["monitor", "outputs"])
     assert cleanup("outputs", "--yes").exit_code == 0
     assert not paths.state_dir.exists()
 
@@ -274,23 +268,6 @@ def test_a_session_of_which_only_the_name_is_left(here: Path) -> None:
 # ---------------------------------------------------------------- killed anywhere
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Dying(Effects):
-    """Dies before its n-th step, and does nothing more."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def step(self, name: str, target: str) -> None:
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
-
-
 def found(*references: str) -> list[service.Candidate]:
     return service.candidates(references, lambda _reference: Path())
 
@@ -335,7 +312,7 @@ THINGS = st.sampled_from(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(THINGS, st.booleans()), unique=True, max_size=4), st.booleans())
 def test_what_a_user_put_there_survives(here: Path, things: list[tuple[str, bool]], logs: bool) -> None:
     """Files and links to precious ones, wherever: what links lead to is never lost, nor what lies beside."""
@@ -366,18 +343,9 @@ def test_on_a_terminal_it_asks(here: Path, answer: str) -> None:
     """Only a yes removes."""
     paths = made(here / "outputs")
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "oellm_autoexp.cli.main", "cleanup"]
     try:
         os.write(ours, f"{answer}\n".encode())
-        done = subprocess.run(
-            command,
-            stdin=theirs,
-            capture_output=True,
-            text=True,
-            env=dict(os.environ),
-            timeout=60,
-            check=False,
-        )
+        done = Cli(here)("cleanup", stdin=theirs)
     finally:
         os.close(ours)
         os.close(theirs)

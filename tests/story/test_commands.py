@@ -61,16 +61,16 @@ def test_commands_reach_a_led_session_and_a_second_loop_is_refused(tmp_path: Pat
 def test_what_asks_refuses_without_a_terminal(tmp_path: Path, cli: Cli) -> None:
     """`cancel` without --yes and without a terminal exits 2 and changes nothing."""
     assert cli("submit", write(tmp_path, "true", [0])).returncode == 0
-    refused = cli("cancel", "outputs")
+    refused = cli.within("cancel", "outputs")
     assert refused.returncode == 2 and "--yes" in refused.stderr
 
 
 def test_a_session_is_found_by_its_name(tmp_path: Path, cli: Cli) -> None:
     """`sessions` lists it, and `status NAME` finds it; a wrong name gets a hint."""
     assert cli("submit", write(tmp_path, "true", [0])).returncode == 0
-    assert "1 succeeded" in cli("sessions").stdout
-    assert "cmd_i0" in cli("status", "cmd").stdout
-    assert cli("status", "cmt").returncode == 2
+    assert "1 succeeded" in cli.within("sessions").stdout
+    assert "cmd_i0" in cli.within("status", "cmd").stdout
+    assert cli.within("status", "cmt").returncode == 2
 
 
 def test_a_plan_leaves_the_scripts_that_a_session_may_run_again(tmp_path: Path, cli: Cli) -> None:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import ROOT, Cli
 
 Tab = Callable[[str], list[str]]
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Callable[..., str]:
-    """The program by its own name, as an installed one has it; its output, without a word on stderr."""
+def installed(tmp_path: Path) -> Cli:
+    """The program by its own name, as an installed one has it."""
     script = tmp_path / "bin" / "oellm-autoexp"
     script.parent.mkdir()
     script.write_text(f"#!{sys.executable}\nfrom oellm_autoexp.cli.main import main\nmain()\n")
     script.chmod(0o755)
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-    base = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "PYTHONPATH": path}
+    cli = Cli(tmp_path, HOME=str(tmp_path), PYTHONPATH=str(ROOT))
+    cli.program = (str(script),)
+    return cli
 
-    def run(*words: str, **more: str) -> str:
-        command, env = [str(script), *words], {**base, **more}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+
+@pytest.fixture
+def program(installed: Cli) -> Callable[..., str]:
+    """Its output, without a word on stderr."""
+
+    def run(*words: str, **variables: str) -> str:
+        done = installed.within(*words, env=variables)
         assert done.stderr == ""
         return done.stdout
 
@@ -63,20 +67,16 @@ def test_the_shell_gets_its_script(shell: str, program: Callable[..., str]) -> N
     assert "_OELLM_AUTOEXP_COMPLETE" in shown and "complete" in shown
 
 
-def test_an_installed_completion_works_in_bash(tmp_path: Path, program: Callable[..., str]) -> None:
+def test_an_installed_completion_works_in_bash(tmp_path: Path, installed: Cli) -> None:
     """`--install-completion` under bash; a new shell then completes by the function that it has loaded."""
     install = f"{tmp_path}/bin/oellm-autoexp --install-completion; true"
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": path}
-    subprocess.run(["bash", "-c", install], env=env, cwd=tmp_path, check=True, capture_output=True)
+    assert installed.run("bash", "-c", install).returncode == 0
     ask = f"""
         PATH={tmp_path}/bin:$PATH; source {tmp_path}/.bashrc; complete -p oellm-autoexp > /dev/null || exit 1
         COMP_WORDS=(oellm-autoexp mon); COMP_CWORD=1; _oellm_autoexp_completion oellm-autoexp
         echo "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(
-        ["bash", "--norc", "-c", ask], env=env, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = installed.run("bash", "--norc", "-c", ask)
     assert (done.returncode, done.stdout) == (0, "monitor\n"), done.stderr
 
 

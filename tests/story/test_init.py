@@ -125,7 +125,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(WORDS, min_size=1, max_size=12), st.sampled_from([None, "lumi"]))
 def test_loading_it_gives_the_same_argv(tmp_path: Path, command: list[str], slurm: str | None) -> None:
     """Word by word, whatever the words hold; with Hydra's composition in between, too."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Cli, Running, until
+from deaths import Dying, Killed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,8 +39,6 @@ monitoring:
 PRINTED = RECIPE.replace("'", '"')
 WORDS = ["monitor", "autoexp", "-C", "config", "--fake", "--log", "train=outputs/logs/train.out"]
 ACTION = "convert_checkpoint=python tools/convert.py {checkpoint_path}"
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -64,30 +65,10 @@ def converted(place: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "oellm_autoexp.cli.main", *words]
-
-
-def environment(place: Path) -> dict[str, str]:
-    # Debian has a `python` only within an environment, and the tests need none that is activated.
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "XDG_STATE_HOME": str(place / "home"), "PATH": path}
-
-
 @pytest.fixture
 def cli(place: Path) -> Cli:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*words),
-            cwd=place,
-            env=environment(place),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return run
+    # Debian has a `python` only within an environment, and the tests need none that is activated.
+    return Cli(place, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 BOTH = [repr(["/data/it's $HOME/1.pt"]), repr(["/2.pt"])]
@@ -110,7 +91,7 @@ def test_recipe_6_converts_each_checkpoint_once(place: Path, cli: Cli) -> None:
 def test_the_pattern_in_double_quotes_is_refused_with_its_repair(place: Path, cli: Cli) -> None:
     r"""YAML knows no escape `\.`: the error names the line and says to write single quotes."""
     (place / "config" / "autoexp.yaml").write_text("project: {name: post}\n" + PRINTED)
-    refused = cli(*WORDS, "--action", ACTION)
+    refused = cli.within(*WORDS, "--action", ACTION)
     assert refused.returncode == 2
     assert "autoexp.yaml:7" in refused.stderr and "single quotes" in refused.stderr
 
@@ -118,7 +99,7 @@ def test_the_pattern_in_double_quotes_is_refused_with_its_repair(place: Path, cl
 def test_a_dry_run_shows_what_would_be_done_and_changes_nothing(place: Path, cli: Cli) -> None:
     """The planned commands as JSON, word for word; not a file more than before."""
     before = sorted(place.rglob("*"))
-    shown = cli(*WORDS, "--action", ACTION, "--dry-run", "--json-output")
+    shown = cli.within(*WORDS, "--action", ACTION, "--dry-run", "--json-output")
     assert shown.returncode == 0, shown.stderr
     body = json.loads(shown.stdout)
     assert [row["line"] for row in body["signals"]] == log(place).read_text().splitlines()[1::2]
@@ -171,7 +152,7 @@ def test_mistakes_are_refused_before_anything_is_written(
 ) -> None:
     """Exit 2, one message, no state."""
     extra = ["--action", ACTION] if "missing.out" in words[-1] else []
-    refused = cli("monitor", "autoexp", "-C", "config", *words, *extra)
+    refused = cli.within("monitor", "autoexp", "-C", "config", *words, *extra)
     assert refused.returncode == 2, refused.stdout
     assert said in refused.stderr and "Traceback" not in refused.stderr
     assert not (place / "outputs" / ".oellm-autoexp").exists()
@@ -180,7 +161,7 @@ def test_mistakes_are_refused_before_anything_is_written(
 def test_a_config_without_log_signals_is_refused(place: Path, cli: Cli) -> None:
     """There would be nothing to look for."""
     (place / "config" / "autoexp.yaml").write_text("project: {name: post}\n")
-    refused = cli(*WORDS)
+    refused = cli.within(*WORDS)
     assert refused.returncode == 2 and "no log signals" in refused.stderr
 
 
@@ -196,49 +177,32 @@ def test_an_action_that_needs_a_session_is_left_out_and_said(place: Path, cli: C
 
 
 @pytest.fixture
-def loop(place: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def loop(cli: Cli) -> Iterator[Callable[..., Running]]:
     """Starts watchers that go on, and ends those that are left."""
-    started = []
+    with ExitStack() as stack:
 
-    def start(*words: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command(*WORDS, "--loop", "--interval", "0.1", "--json-output", *words),
-            cwd=place,
-            env=environment(place),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        def start(*words: str) -> Running:
+            follow = (*WORDS, "--loop", "--interval", "0.1", "--json-output", *words)
             # As from a terminal: a shell's background jobs ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        started.append(process)
-        return process
+            options = {
+                "stderr": subprocess.PIPE,
+                "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            }
+            return stack.enter_context(cli.leader(*follow, **options))
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+        yield start
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
-
-
-def rows_of(process: subprocess.Popen[str], number: int) -> list[dict[str, Any]]:
+def rows_of(process: Running, number: int) -> list[dict[str, Any]]:
     assert process.stdout is not None
     return [json.loads(process.stdout.readline()) for _ in range(number)]
 
 
-def test_a_loop_follows_a_file_that_is_still_to_come(
-    place: Path, loop: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_loop_follows_a_file_that_is_still_to_come(place: Path, loop: Callable[..., Running]) -> None:
     """Lines as they are completed, each as one JSON line; Ctrl-C ends it with 130."""
     log(place).unlink()
     process = loop("--action", ACTION)
-    until((place / "outputs/.oellm-autoexp/standalone/train/guard.py").exists)
+    until((place / "outputs/.oellm-autoexp/standalone/train/guard.py").exists, "it watches")
     with log(place).open("w") as file:
         file.write("Checkpoint saved: /4.pt")
         file.flush()
@@ -252,7 +216,7 @@ def test_a_loop_follows_a_file_that_is_still_to_come(
 
 
 def test_a_second_watcher_of_the_same_job_is_refused(
-    place: Path, cli: Cli, loop: Callable[..., subprocess.Popen[str]]
+    place: Path, cli: Cli, loop: Callable[..., Running]
 ) -> None:
     """Two would act twice; another JOB, or a dry run, is free."""
     process = loop("--action", ACTION)
@@ -266,14 +230,15 @@ def test_a_second_watcher_of_the_same_job_is_refused(
 
 @pytest.mark.kill9
 def test_an_action_that_outlives_its_killed_watcher_is_waited_for_not_repeated(
-    place: Path, cli: Cli, loop: Callable[..., subprocess.Popen[str]]
+    place: Path, cli: Cli, loop: Callable[..., Running]
 ) -> None:
     """kill -9 while the action runs: the next call finds the process, and reports how it ended."""
     slow = (
         "convert_checkpoint=echo {path} >> begun; until test -e go; do sleep 0.02; done; echo {path} >> ended"
     )
     process = loop("--action", slow)
-    until(lambda: (place / "begun").exists() and len((place / "begun").read_text().splitlines()) == 2)
+    begun = place / "begun"
+    until(lambda: begun.exists() and len(begun.read_text().splitlines()) == 2, "both actions have begun")
     process.kill()
     process.wait()
     (place / "go").touch()
@@ -285,23 +250,6 @@ def test_an_action_that_outlives_its_killed_watcher_is_waited_for_not_repeated(
 
 
 # ---------------------------------------------------------------- killed anywhere
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
-class Dying(Effects):
-    """Dies before its n-th step."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def step(self, name: str, target: str) -> None:
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
 
 
 def watch(place: Path, effects: Effects) -> log_watch.LogWatch:
@@ -381,7 +329,7 @@ def test_a_loop_waits_for_room_and_then_acts(place: Path) -> None:
     assert converted(place)[2:] == ["/late.pt"]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(
@@ -397,7 +345,8 @@ def test_every_line_is_acted_on_once_however_passes_are_cut(
 ) -> None:
     """Lines come in, files are replaced, passes die: in the end each checkpoint was appended exactly once."""
     appending(place)
-    subprocess.run(["rm", "-rf", "outputs/.oellm-autoexp", "converted"], cwd=place, check=True)
+    shutil.rmtree(place / "outputs/.oellm-autoexp", ignore_errors=True)
+    (place / "converted").unlink(missing_ok=True)
     log(place).write_text("begin\n")
     expected = []
     for number, (text, then) in enumerate(chunks):

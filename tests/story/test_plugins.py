@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT as CLONE
+from commands import Cli
 
 from oellm_autoexp.errors import ConfigError
 from oellm_autoexp.services import plan, plugins
@@ -89,30 +90,17 @@ def test_a_backend_of_an_installed_distribution_is_found(tmp_path: Path) -> None
     (site / "example_backend.py").write_text(BACKEND.format(name="InstalledBackend"))
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: example-backend\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[oellm_autoexp.plugins]\nexample = example_backend\n")
-    script = Path(__file__).parents[2] / "scripts" / "run_autoexp.py"
-    argv = [sys.executable, script, "--local", "--dry-run", "-o", "backend=example"]
-    done = subprocess.run(
-        argv,
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    cli = Cli(home, PYTHONPATH=os.pathsep.join([str(site), str(CLONE)]))
+    cli.program = (sys.executable, str(CLONE / "scripts" / "run_autoexp.py"))
+    words = ("--local", "--dry-run", "-o", "backend=example")
+    done = cli(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("Generated: ") == 2
     text = (home / "outputs" / "scripts" / "tiny_lr0.2.sbatch").read_text()
     assert "exec python train.py --steps=3 --lr=0.2" in text
     assert "export OMP_NUM_THREADS=1" in text
     (site / "example_backend.py").write_text("import no_such_thing\n")
-    done = subprocess.run(
-        argv,
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = cli(*words)
     assert done.returncode == 2
     assert "no_such_thing" in done.stderr
     assert "example-backend" in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import until
 
 from oellm_autoexp import render_scripts, submit_jobs
 from oellm_autoexp.core.events import Event, JobEnded
@@ -84,10 +85,7 @@ def test_without_waiting_a_process_in_the_background_watches() -> None:
     session = submit_jobs(plan, wait=False)
     assert len(session.jobs) == 2
     paths = plan.loaded.paths
-    for _ in range(600):
-        if sessions.replay(paths).ended is not None:
-            break
-        sessions.RealClock().wait(0.05)
+    until(lambda: sessions.replay(paths).ended is not None, "the session has ended")
     assert sessions.exit_code(sessions.replay(paths)) == 0
 
 

@@ -3,80 +3,53 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import NO_CLUSTER, ROOT, Cli, until
 
 from oellm_autoexp.services import plan
 
-ROOT = Path(__file__).resolve().parents[2]
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs Python in a directory that has the shipped `config` and `scripts`, as a clone does."""
+def cli(tmp_path: Path) -> Cli:
+    """The command line in a directory that has the shipped `config` and `scripts`, as a clone does."""
     for name in ("config", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
-    binaries = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "PATH": binaries}
-
-    def python(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return python
-
-
-def cli(run: Run, *words: str) -> subprocess.CompletedProcess[str]:
-    return run("-m", "oellm_autoexp.cli.main", *words)
+    return Cli(tmp_path, PATH=NO_CLUSTER)
 
 
 # ---------------------------------------------------------------- the scripts
 
 
-def test_a_job_is_rendered_looked_at_and_run_without_a_scheduler(tmp_path: Path, run: Run) -> None:
+def test_a_job_is_rendered_looked_at_and_run_without_a_scheduler(tmp_path: Path, cli: Cli) -> None:
     """The dry run names what it wrote; an entry of it is shown, then runs here, with the shipped groups."""
-    choose = ("-o", "backend.base_command=[echo, hello]")
-    done = run(
-        "scripts/run_autoexp.py", "autoexp", "-C", "config", "-o", "project=default", *choose, "--dry-run"
-    )
+    words = ("autoexp", "-C", "config", "-o", "project=default", "-o", "backend.base_command=[echo, hello]")
+    done = cli.run(sys.executable, "scripts/run_autoexp.py", *words, "--dry-run")
     script, sweep = tmp_path / "outputs/scripts/autoexp.sbatch", tmp_path / "outputs/sweep.json"
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"Generated: {script}\nSweep JSON: {sweep}\n"
-    entry = ("scripts/run_sweep_entry.py", "--sweep", "outputs/sweep.json", "--index", "0")
-    shown = run(*entry, "--dry-run")
+    entry = (sys.executable, "scripts/run_sweep_entry.py", "--sweep", "outputs/sweep.json", "--index", "0")
+    shown = cli.run(*entry, "--dry-run")
     assert shown.returncode == 0 and shown.stdout.startswith("Command: echo hello\nEnvironment overrides: {")
     assert not (tmp_path / "outputs/autoexp").exists()
-    ran = run(*entry)
+    ran = cli.run(*entry)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "hello\n", "")
     assert (tmp_path / "outputs/autoexp").is_dir()
-    assert run("-m", "json.tool", "outputs/sweep.json").returncode == 0
+    assert json.loads(sweep.read_bytes())
 
 
-def test_a_cluster_is_chosen_by_its_groups(tmp_path: Path, run: Run) -> None:
+def test_a_cluster_is_chosen_by_its_groups(tmp_path: Path, cli: Cli) -> None:
     """`-o project=juwels -o slurm=juwels` renders for that cluster; submitting says what is not there."""
     groups = ("--config-dir", "config", "-o", "project=juwels", "-o", "slurm=juwels")
-    done = cli(run, "plan", "autoexp", *groups, "-o", "slurm.sbatch.account=acct")
+    done = cli.within("plan", "autoexp", *groups, "-o", "slurm.sbatch.account=acct")
     assert done.returncode == 0, done.stderr
     (script,) = tmp_path.rglob("juwels.sbatch")
     assert "#SBATCH --partition=booster\n" in script.read_text()
     for flags, named in ((("--fake",), "--fake"), ((), "Slurm")):
-        refused = cli(run, "submit", "autoexp", *groups, *flags)
+        refused = cli.within("submit", "autoexp", *groups, *flags)
         assert refused.returncode == 2, refused.stdout
         assert named in refused.stderr and "--local" in refused.stderr
 
@@ -160,16 +133,16 @@ def grouped() -> str:
     return f"{head}restart:\n  policies:\n{indented}"
 
 
-def test_a_pattern_in_double_quotes_is_refused_with_its_repair(tmp_path: Path, run: Run) -> None:
+def test_a_pattern_in_double_quotes_is_refused_with_its_repair(tmp_path: Path, cli: Cli) -> None:
     r"""YAML has no `\.`: the pattern of the recipe, typed with one backslash, is one clear message."""
     (tmp_path / "sweep.yaml").write_text(HEAD + LISTS.replace("\\\\.pt", "\\.pt"))
-    refused = cli(run, "plan", "sweep.yaml")
+    refused = cli.within("plan", "sweep.yaml")
     assert refused.returncode == 2
     assert f"{tmp_path / 'sweep.yaml'}:8:" in refused.stderr and "single quotes" in refused.stderr
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_signal_of_a_list_fires_an_action_of_the_command_line(tmp_path: Path, run: Run) -> None:
+def test_a_signal_of_a_list_fires_an_action_of_the_command_line(tmp_path: Path, cli: Cli) -> None:
     """Groups of the pattern reach the action as `<kind>_<group>`, once; a dry run only shows it."""
     home = tmp_path / "mine"
     home.mkdir()
@@ -179,13 +152,13 @@ def test_a_signal_of_a_list_fires_an_action_of_the_command_line(tmp_path: Path, 
     log.write_text("iteration 1\nCheckpoint saved: /data/a b.pt\n")
     words = ["monitor", "autoexp", "-C", "mine", "--log", f"train={log}"]
     words += ["--action", "convert_checkpoint=printf '%s\\n' {checkpoint_path} >> converted"]
-    shown = cli(run, *words, "--dry-run", "--json-output")
+    shown = cli(*words, "--dry-run", "--json-output")
     assert shown.returncode == 0, shown.stderr
     (action,) = json.loads(shown.stdout)["actions"]
     assert action["command"] == "printf '%s\\n' '/data/a b.pt' >> converted"
     assert not (tmp_path / "converted").exists()
     for _ in range(2):
-        assert cli(run, *words).returncode == 0
+        assert cli(*words).returncode == 0
     assert (tmp_path / "converted").read_text() == "/data/a b.pt\n"
 
 
@@ -257,7 +230,7 @@ actions:
 """
 
 
-def test_plugins_of_one_file_are_selected_and_take_part(tmp_path: Path, run: Run) -> None:
+def test_plugins_of_one_file_are_selected_and_take_part(tmp_path: Path, cli: Cli) -> None:
     """A backend by `-o backend=example`, a policy by `-o restart=thrice`, an action by its class name."""
     home = tmp_path / "mine"
     for group, text in (
@@ -268,15 +241,15 @@ def test_plugins_of_one_file_are_selected_and_take_part(tmp_path: Path, run: Run
         (home / f"{group}.yaml").write_text(text)
     (home / "autoexp.yaml").write_text(USER_ROOT)
     (tmp_path / "my_plugins.py").write_text(PLUGINS)
-    done = cli(run, "submit", "autoexp", "-C", "mine", "-o", "backend=example", "-o", "restart=thrice")
+    done = cli("submit", "autoexp", "-C", "mine", "-o", "backend=example", "-o", "restart=thrice")
     assert done.returncode == 1, done.stdout + done.stderr
-    (job,) = json.loads(cli(run, "status", "outputs", "--json").stdout)["jobs"]
+    (job,) = cli.jobs()
     assert (job["state"], job["attempts"], job["restarts"]) == ("failed", 3, 2)
     assert "three times unlucky" in job["reason"]
     assert (tmp_path / "notes").read_text() == "mine saw hello\n" * 3
-    shown = cli(run, "show", "outputs").stdout
+    shown = cli.within("show", "outputs").stdout
     assert "third time lucky" in shown
-    typo = cli(run, "plan", "autoexp", "-C", "mine", "-o", "backend=exampel")
+    typo = cli("plan", "autoexp", "-C", "mine", "-o", "backend=exampel")
     assert typo.returncode == 2 and "did you mean `example`?" in typo.stderr
 
 
@@ -293,12 +266,12 @@ scheduler: {class_name: local, max_jobs: 2}
 """
 
 
-def test_the_state_file_is_there_while_jobs_run_and_gone_at_the_end(tmp_path: Path, run: Run) -> None:
+def test_the_state_file_is_there_while_jobs_run_and_gone_at_the_end(tmp_path: Path, cli: Cli) -> None:
     """It has the fields that others read; submitting again beside it starts nothing twice."""
     (tmp_path / "sweep.yaml").write_text(GATED)
-    assert cli(run, "submit", "sweep.yaml", "--detach").returncode == 0
+    assert cli("submit", "sweep.yaml", "--detach").returncode == 0
     state = tmp_path / "outputs/.oellm-autoexp/monitor/state.json"
-    body = waited(lambda: json.loads(state.read_text()) if state.exists() else {}, both_run)
+    body = until(lambda: both_running(state), "both run")
     assert set(body) == {"timestamp", "jobs"}
     assert isinstance(body["timestamp"], float)
     for number, job in enumerate(body["jobs"], 1):
@@ -310,23 +283,15 @@ def test_the_state_file_is_there_while_jobs_run_and_gone_at_the_end(tmp_path: Pa
         assert job["inactivity_threshold_seconds"] == 900 and job["output_paths"] == []
         unset = ("termination_string", "termination_command", "start_condition_cmd")
         assert all(job[key] is None for key in (*unset, "start_condition_interval_seconds"))
-    again = cli(run, "submit", "sweep.yaml", "--detach")
+    again = cli("submit", "sweep.yaml", "--detach")
     assert again.returncode == 0 and "2 go on" in again.stdout
     assert {job["attempts"] for job in json.loads(state.read_text())["jobs"]} == {1}
     (tmp_path / "gate").touch()
-    waited(state.exists, lambda there: not there)
-    rows = json.loads(cli(run, "status", "sweep.yaml", "--json").stdout)["jobs"]
-    assert [(row["state"], row["attempts"]) for row in rows] == [("succeeded", 1)] * 2
+    until(lambda: not state.exists(), "the session has ended")
+    assert list(cli.states("sweep.yaml").values()) == [("succeeded", 1)] * 2
 
 
-def both_run(body: dict[str, Any]) -> bool:
-    return [job["state"] for job in body.get("jobs", [])] == ["running", "running"]
-
-
-def waited(look: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
-    """What `look` gives once it holds; long enough for any machine."""
-    end = time.monotonic() + 120
-    while not holds(found := look()):
-        assert time.monotonic() < end, found
-        time.sleep(0.05)
-    return found
+def both_running(state: Path) -> dict[str, Any] | None:
+    """What the state file says, once both jobs run."""
+    body = json.loads(state.read_text()) if state.exists() else {"jobs": []}
+    return body if [job["state"] for job in body["jobs"]] == ["running", "running"] else None

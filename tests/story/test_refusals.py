@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Cli
 
 CONFIG = """\
 project: {name: tiny, base_output_dir: ./outputs}
@@ -90,16 +88,7 @@ def test_a_mistake_is_refused_before_anything_is_written(tmp_path: Path, refusal
     home = tmp_path / "home"
     home.mkdir()
     (home / "sweep.yaml").write_text(CONFIG + refusal.text + "\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "oellm_autoexp.cli.main", "submit", *refusal.words, "--local"],
-        cwd=home,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = Cli(home, home=tmp_path / "state").within("submit", *refusal.words, "--local")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from commands import Cli
 
 SECRET = "s3cr3t'value $HOME"
 CONFIG = r"""
@@ -52,19 +49,12 @@ actions:
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_secret_is_used_and_never_written(tmp_path: Path) -> None:
     """Jobs, shell commands, argvs, environments and conditions get the value; our files hold its name."""
     config = tmp_path / "secret.yaml"
     config.write_text(CONFIG)
-    environment = {
-        **os.environ,
-        "MY_TOKEN": SECRET,
-        "MY_OTHER_TOKEN": SECRET,
-        "XDG_STATE_HOME": str(tmp_path / "home"),
-    }
-    command = [sys.executable, "-m", "oellm_autoexp.cli.main", "submit", str(config), "--local", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    cli = Cli(tmp_path, MY_TOKEN=SECRET, MY_OTHER_TOKEN=SECRET)
+    done = cli("submit", str(config), "--local", "--json")
     assert done.returncode == 0, done.stderr + done.stdout
     (job,) = json.loads(done.stdout)["jobs"]
     assert (job["actions"]["done"], job["actions"]["failed"]) == (4, 0)
