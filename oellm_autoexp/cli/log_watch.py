@@ -58,11 +58,13 @@ def monitor(
         raise UsageError("must be more than 0 seconds", where="--interval")
     if loop and dry_run:
         raise UsageError("--loop and --dry-run exclude each other", hint="leave one out")
-    paths, jobs, default = service.watched(
+    paths, jobs, default, effects = service.watched(
         reference or "autoexp", config_dir, override or [], log, action or []
     )
     out = _Output(as_json=as_json, lines=loop)
-    watch = service.LogWatch(paths, jobs, report=out.report, warn=lambda text: typer.echo(text, err=True))
+    watch = service.LogWatch(
+        paths, jobs, report=out.report, warn=lambda text: typer.echo(text, err=True), effects=effects
+    )
     if dry_run:
         watch.preview()
         out.finish()

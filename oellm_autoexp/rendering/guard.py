@@ -21,6 +21,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 
@@ -109,8 +110,19 @@ def identity(env):
 # ---------------------------------------------------------------- files
 
 
+def shared(directory):
+    """Whether a directory of the session's state is open to its group."""
+    return stat.S_IMODE(os.stat(directory).st_mode) == 0o2770
+
+
+def share(file):
+    if shared(os.path.dirname(file.name)):
+        os.fchmod(file.fileno(), 0o660)
+
+
 def write_synced(path, text):
     with open(path, "w") as file:
+        share(file)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -149,6 +161,20 @@ def sync_directory(path):
         os.close(fd)
 
 
+def make_directory(path):
+    """Another of the group may have to go on in it."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_directory(parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return
+    if shared(parent):
+        os.chmod(path, 0o2770)
+
+
 def claim_path(directory, generation):
     return os.path.join(directory, "claim.%d.json" % generation)
 
@@ -158,7 +184,7 @@ def claim(directory, me):
 
     Raises OSError (disk, path) or ValueError (a claim that cannot be read).
     """
-    os.makedirs(directory, exist_ok=True)
+    make_directory(directory)
     temp = os.path.join(directory, ".claim.%s" % me["nonce"])
     try:
         write_synced(temp, json.dumps(me))
@@ -452,6 +478,7 @@ class Guard:
         path = self.path("heartbeat.%d" % self.generation)
         try:
             with open(path + ".tmp", "w") as file:
+                share(file)
                 file.write("%d %.0f\n" % (self.beats, time.time()))
             os.rename(path + ".tmp", path)
         except OSError:

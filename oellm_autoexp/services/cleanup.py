@@ -260,8 +260,8 @@ def remove(
     Raises:
         StateError: it may not go (any more), or something cannot be removed; the same call goes on.
     """
-    effects, clock = effects or Effects(), clock or RealClock()
     paths = candidate.paths
+    effects, clock = effects or Effects.of(paths.state_dir), clock or RealClock()
     if candidate.refused:
         raise StateError(candidate.refused, where=str(paths.state_dir), hint="nothing was removed")
     try:

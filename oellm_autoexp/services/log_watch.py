@@ -20,7 +20,7 @@ from oellm_autoexp.monitor.loop import Clock, RealClock
 from oellm_autoexp.monitor.standalone import LogJob, Watched
 from oellm_autoexp.planning.identity import SYMBOLIC_JOB, digest
 from oellm_autoexp.services import plugins
-from oellm_autoexp.services.plan import guard_source
+from oellm_autoexp.services.plan import effects_of, guard_source
 from oellm_autoexp.store.effects import Effects
 
 #: Seconds between two looks where neither `--interval` nor the config says.
@@ -66,10 +66,11 @@ def watched(
     actions: Sequence[str],
     *,
     cwd: Path | None = None,
-) -> tuple[SessionPaths, list[Watched], float]:
+) -> tuple[SessionPaths, list[Watched], float, Effects]:
     """The jobs that `--log` names, with the config's rules; `--action` wins over the config's actions.
 
-    Also the config's state directory, and the seconds between two looks.
+    Also the config's state directory, the seconds between two looks, and effects that are as open to a group
+    as the config says.
 
     Raises:
         ConfigError: every mistake in the config.
@@ -101,7 +102,8 @@ def watched(
     found = [_watched(composed, job, paths, given, base) for job, paths in files.items()]
     state_dir = Path(project.state_dir) if project.state_dir else default_state_dir(base)
     interval = found[0].rules["monitoring"].get("check_interval_seconds")
-    return SessionPaths(state_dir), found, INTERVAL_S if interval is None else float(interval)
+    paths, seconds = SessionPaths(state_dir), INTERVAL_S if interval is None else float(interval)
+    return paths, found, seconds, effects_of(project.group, paths)
 
 
 def _check_name(option: str, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import io
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def load(
     paths = SessionPaths(Path(project.state_dir) if project.state_dir else default_state_dir(base))
     assert root.scheduler is not None
     if effects is None:
-        effects = Effects(group=grp.getgrnam(project.group).gr_gid if project.group else None)
+        effects = effects_of(project.group, paths)
     made_scheduler: SchedulerInterface = made(
         SchedulerInterface,
         root.scheduler,
@@ -144,6 +145,32 @@ def load(
             "directory": str(composed.directory),
         },
     )
+
+
+def effects_of(group: str | None, paths: SessionPaths) -> Effects:
+    """Effects on a session's state: open to `group`, or to whom the state is open that is there already."""
+    there = paths.state_dir.is_dir()
+    return Effects.of(paths.state_dir) if there else Effects(group=_number(group))
+
+
+def _number(group: str | None) -> int | None:
+    return grp.getgrnam(group).gr_gid if group else None
+
+
+def require_group(loaded: Loaded) -> None:
+    """Refuse a state directory that was made before the config named this group.
+
+    Raises:
+        StateError: with the commands that open it.
+    """
+    group, where = loaded.composed.project.group, str(loaded.paths.state_dir)
+    if group and loaded.effects.group != _number(group):
+        place = shlex.quote(where)
+        hint = (
+            f"open it: chgrp -R {group} {place} && chmod -R g+rwX,o= {place} && "
+            f"find {place} -type d -exec chmod 2770 {{}} +"
+        )
+        raise StateError(f"is not open to the group {group} (project.group)", where=where, hint=hint)
 
 
 def require_submitting(loaded: Loaded) -> None:
@@ -271,6 +298,7 @@ def write(result: PlanResult, effects: Effects, *, leave: Collection[str] = ()) 
     Raises:
         StateError: a directory or a file that cannot be written.
     """
+    require_group(result.loaded)
     try:
         effects.mkdir(result.loaded.paths.state_dir)
         # sbatch(1) makes no directory for a log: its output would be lost.

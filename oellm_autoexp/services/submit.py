@@ -13,7 +13,7 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
-from oellm_autoexp.services.plan import PlanResult, provenance_of, require_submitting, write
+from oellm_autoexp.services.plan import PlanResult, provenance_of, require_group, require_submitting, write
 from oellm_autoexp.services.session import Watch, check_project, command, lead, replay
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
@@ -32,6 +32,7 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
         StateError: the journal is damaged.
     """
     require_submitting(result.loaded)
+    require_group(result.loaded)
     session = replay(result.loaded.paths)
     _check_belongs(session, result)
     done = _reconciled(session, result, _opened(result, 0.0), update=update, prune=prune)
@@ -75,7 +76,8 @@ def submit(
         config_ref=str(loaded.source.get("config", "")),
         created=now,
     )
-    Registry().register(effects, entry)
+    # In the user's own home, which is open to nobody.
+    Registry().register(Effects(), entry)
     opened = _opened(result, now)
     if journal.leader_alive(paths) is not None:
         events: list[ev.Event] = [
@@ -149,7 +151,7 @@ def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:
                 child.returncode = 0  # Not waited for: it outlives this process.
             return leader
         if child is None:
-            child = effects.spawn(argv, env=os.environ, output=paths.daemon_log)
+            child = effects.spawn(argv, env=os.environ, output=paths.daemon_log, private=True)
         elif child.poll() is not None and not replay(paths).ended:
             what = f"the loop in the background ended with exit code {child.returncode}"
             raise StateError(

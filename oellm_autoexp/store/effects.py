@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ T = TypeVar("T")
 #: Files may name accounts, paths and environments: only the owner reads them.
 DIR_MODE = 0o700
 FILE_MODE = 0o600
+#: What is made inside belongs to the group too.
+_GROUP_DIR_MODE = 0o2770
 
 
 class Effects:
@@ -38,12 +41,14 @@ class Effects:
 
     @classmethod
     def of(cls, state_dir: Path) -> Effects:
-        """Effects that leave a state directory as open as it is: to its group, where that may write there."""
+        """Effects that leave a state directory as open as it is: to its group, where `mkdir` has opened it.
+
+        Any other mode may be a umask's, and opens nothing.
+        """
         try:
-            found = state_dir.stat()
+            return cls(group=_opened_to(state_dir))
         except OSError:
             return cls()
-        return cls(group=found.st_gid if found.st_mode & 0o070 == 0o070 else None)
 
     def step(self, name: str, target: str) -> None:
         """A hook for tests; does nothing in life."""
@@ -59,20 +64,34 @@ class Effects:
     def mkdir(self, path: Path, *, mode: int = DIR_MODE) -> None:
         """Create a directory; an existing one keeps its mode, missing parents get the usual one.
 
+        Parents that are missing within a directory that is open to the group are open to it too.
+
         Raises:
             NotADirectoryError: something else has its name.
         """
         if path.is_dir():
             return
         with self._effect("mkdir", path):
+            for parent in reversed(path.parents):
+                if self.group is not None and not parent.is_dir():
+                    self._make(parent, DIR_MODE if _opened_to(parent.parent) == self.group else 0o777)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=mode)
-                if mode == DIR_MODE and self.group is not None:
-                    os.chown(path, -1, self.group)
-                    path.chmod(0o2770)  # whatever the umask; what is made inside belongs to the group too
+            self._make(path, mode)
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+    def _make(self, path: Path, mode: int) -> None:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=mode)
+            if mode == DIR_MODE and self.group is not None:
+                os.chown(path, -1, self.group)
+                path.chmod(_GROUP_DIR_MODE)  # whatever the umask
+
+    def _share(self, fd: int, mode: int) -> None:
+        """Open a new private file to the group, with the rights of its owner."""
+        if self.group is not None and not mode & 0o077:
+            os.fchown(fd, -1, self.group)
+            os.fchmod(fd, mode | mode >> 3)
 
     def write(self, path: Path, data: bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
         """Replace a file atomically: temporary file, fsync, rename, fsync of the directory.
@@ -103,6 +122,7 @@ class Effects:
             except FileExistsError:
                 return False
             try:
+                self._share(fd, mode)
                 write_all(fd, data)
             finally:
                 os.close(fd)
@@ -145,9 +165,7 @@ class Effects:
     def _write_synced(self, path: Path, data: bytes, mode: int, durable: bool = True) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
-            if mode == FILE_MODE and self.group is not None:
-                os.fchown(fd, -1, self.group)
-                os.fchmod(fd, 0o660)
+            self._share(fd, mode)
             write_all(fd, data)
             if durable:
                 os.fsync(fd)
@@ -171,9 +189,8 @@ class Effects:
             new = not path.exists()
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
             try:
-                if private and new and self.group is not None:
-                    os.fchown(fd, -1, self.group)
-                    os.fchmod(fd, 0o660)
+                if new:
+                    self._share(fd, mode)
                 write_all(fd, data)
                 if durable:
                     os.fsync(fd)
@@ -219,15 +236,23 @@ class Effects:
         env: Mapping[str, str],
         cwd: Path | None = None,
         output: Path | None = None,
+        private: bool = False,
         stdin: int = subprocess.DEVNULL,
     ) -> subprocess.Popen[bytes]:
-        """Start a process in a session of its own (it outlives this one), appending to `output`."""
+        """Start a process in a session of its own (it outlives this one), appending to `output`.
+
+        `private`: where `output` is made, only those who read the state may read it.
+        """
         with self._effect("spawn", argv[0]), contextlib.ExitStack() as stack:
             sink: int = subprocess.DEVNULL
             if output is not None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                sink = os.open(output, flags, 0o644)
+                mode = FILE_MODE if private else 0o644
+                new = not output.exists()
+                sink = os.open(output, flags, mode)
                 stack.callback(os.close, sink)
+                if new:
+                    self._share(sink, mode)
             return subprocess.Popen(
                 list(argv),
                 env=dict(env),
@@ -253,6 +278,16 @@ class Effects:
         """Any other effect (a scheduler call), made visible to the seam."""
         with self._effect(name, target):
             return function()
+
+
+def _opened_to(path: Path) -> int | None:
+    """The group that a directory was opened to.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    found = path.stat()
+    return found.st_gid if stat.S_IMODE(found.st_mode) == _GROUP_DIR_MODE else None
 
 
 def _temporary(path: Path) -> Path:

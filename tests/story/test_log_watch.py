@@ -254,7 +254,7 @@ def test_an_action_that_outlives_its_killed_watcher_is_waited_for_not_repeated(
 
 def watch(place: Path, effects: Effects) -> log_watch.LogWatch:
     words = ["train=outputs/logs/train.out"]
-    paths, jobs, _ = log_watch.watched("autoexp", place / "config", [], words, [], cwd=place)
+    paths, jobs, *_ = log_watch.watched("autoexp", place / "config", [], words, [], cwd=place)
     return log_watch.LogWatch(paths, jobs, report=lambda _kind, _row: None, effects=effects)
 
 
@@ -308,7 +308,7 @@ def test_a_loop_waits_for_room_and_then_acts(place: Path) -> None:
     appending(place)
     effects, warned = Full(), list[str]()
     words = ["train=outputs/logs/train.out"]
-    paths, jobs, _ = log_watch.watched("autoexp", place / "config", [], words, [], cwd=place)
+    paths, jobs, *_ = log_watch.watched("autoexp", place / "config", [], words, [], cwd=place)
 
     def fill() -> None:
         effects.full = True
