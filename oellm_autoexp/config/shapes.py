@@ -147,7 +147,8 @@ def _client(raw: dict[str, Any]) -> Mapping[str, Any]:
     if client is not None and not isinstance(client, Mapping):
         hint = "write `client: {class_name: SlurmClient}`"
         raise ConfigError(Fault(key="slurm.client", what="must be a mapping", value=str(client), hint=hint))
-    return client or {}
+    # It kept the files of a fake client; here every scheduler keeps what it needs.
+    return {key: value for key, value in (client or {}).items() if key != "persist_artifacts"}
 
 
 def lacks_class(name: str, value: Any) -> bool:
@@ -180,6 +181,11 @@ def make_room(raw: dict[str, Any], swept: Sequence[str]) -> None:
             if node.get(name) is None:
                 node[name] = {}
             node = node[name]
+    actions: Any = raw.get("actions")
+    for name, action in actions.items() if isinstance(actions, dict) else ():
+        # What is swept is not there yet, but means the same as where it is written.
+        if isinstance(action, Mapping) and f"actions.{name}.command" in swept:
+            actions[name] = {"class_name": "CommandAction", **action}
 
 
 def _longest(parts: Sequence[str], names: Sequence[str]) -> str | None:

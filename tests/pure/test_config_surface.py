@@ -43,6 +43,7 @@ def points(composed: compose.Composed) -> list[Any]:
         ("metadata.note", ["a", "b"]),
         ("job.termination_string", ["a", "b"]),
         ("monitoring.inactivity_threshold_seconds", [10, 20]),
+        ("actions.convert.command", ["a", "b"]),
     ],
 )
 def test_a_swept_key_needs_no_section(tmp_path: Path, key: str, values: list[Any]) -> None:
@@ -81,9 +82,8 @@ def test_a_scheduler_has_several_names(tmp_path: Path, text: str, expected: str)
 
 def test_a_client_brings_its_own_settings(tmp_path: Path) -> None:
     """What stands beside the class name is the scheduler's; `scheduler` itself wins over it."""
-    text = (
-        BASE + "slurm: {client: {class_name: SlurmClient, max_jobs: 3, breaker: 5}}\nscheduler: {breaker: 7}"
-    )
+    client = "{class_name: SlurmClient, max_jobs: 3, breaker: 5, persist_artifacts: true}"
+    text = BASE + f"slurm: {{client: {client}}}\nscheduler: {{breaker: 7}}"
     section = points(load(tmp_path / "s.yaml", text))[0]["scheduler"]
     assert section == {"class_name": "SlurmClient", "max_jobs": 3, "breaker": 7}
 
