@@ -298,7 +298,8 @@ def _shown(node: Node, name: str = "") -> Any:
 
 def _safe(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
-        return {key: _safe(item, str(key)) for key, item in value.items()}
+        # The last part: a sweep has dotted keys.
+        return {key: _safe(item, str(key).rpartition(".")[2]) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_safe(item, name) for item in value]
     if isinstance(value, str):

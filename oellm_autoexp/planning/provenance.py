@@ -38,7 +38,7 @@ def provenance(
 def redacted(value: Any, name: str = "") -> Any:
     """A plain copy in which the values of secret names are replaced and references are shown as `${NAME}`."""
     if isinstance(value, Mapping):
-        return {str(key): redacted(inner, str(key)) for key, inner in value.items()}
+        return {str(key): redacted(inner, str(key).rpartition(".")[2]) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [redacted(inner, name) for inner in value]
     if isinstance(value, str):
