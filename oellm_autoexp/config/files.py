@@ -6,6 +6,7 @@ absolute, and times and accounts without quotes are refused, all while the file 
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def _make_absolute(whole: dict[str, Any], base: Path, beside: Path) -> None:
         for parent in _parents(whole, path):
             value = parent.get(path[-1])
             if isinstance(value, str) and value:
-                parent[path[-1]] = absolute(value, base)
+                parent[path[-1]] = path_of(path, value, base)
     plugins = whole.get("plugins")
     if isinstance(plugins, list):
         whole["plugins"] = [_plugin_beside(item, base, beside) for item in plugins]
@@ -233,6 +234,15 @@ def _matches(parts: Sequence[str], path: Sequence[str]) -> bool:
 def _plugin_beside(item: Any, base: Path, beside: Path) -> Any:
     is_beside = isinstance(item, str) and (beside / item).is_file()
     return plugin_path(item, beside if is_beside else base)
+
+
+def path_of(parts: Sequence[str], value: str, base: Path) -> str:
+    """The value of a key that `is_path`, as an absolute path."""
+    if parts[-1] not in ("path", "pattern") or value.startswith(("/", "~", "${", "{")):
+        return absolute(value, base)
+    # It may hold `{field}`, or be a pattern: what is put before it means itself.
+    head = str(base.resolve()).replace("{", "{{").replace("}", "}}")
+    return f"{glob.escape(head) if parts[-1] == 'pattern' else head}/{value.removeprefix('./')}"
 
 
 def absolute(value: str, base: Path) -> str:

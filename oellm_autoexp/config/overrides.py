@@ -112,7 +112,7 @@ def apply(raw: dict[str, Any], override: Override, cwd: Path) -> str:
     if isinstance(axes, Mapping) and key in axes:
         key = f"sweep.axes.{key}"
     if files.is_path(key.split(".")) and isinstance(value, str) and value:
-        value = files.absolute(value, cwd)
+        value = files.path_of(key.split("."), value, cwd)
     if key == "plugins" and isinstance(value, list):
         value = [files.plugin_path(item, cwd) for item in value]
     _set(raw, key, value)

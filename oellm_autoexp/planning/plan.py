@@ -156,7 +156,7 @@ class _Planner:
             for point in self._composed.points():
                 values = self._composed.resolved(point.values)
                 symbolic = self._composed.scope(values, SYMBOLIC_JOB).config()
-                name = known.get(_identity(values, symbolic))
+                name = known.get(_identity(values, symbolic, self._composed.directory))
                 if name is not None:
                     taken.add(name)
         return _Names(self._composed, known, frozenset(taken))
@@ -175,7 +175,7 @@ class _Planner:
         scope = composed.scope(values, SYMBOLIC_JOB)
         symbolic = scope.config()
         try:
-            identity = _identity(values, symbolic)
+            identity = _identity(values, symbolic, composed.directory)
             name = names.of(identity, values, point.index)
             parameters = {key: _scalar(value) for key, value in values.items()}
             found = self._places(symbolic.get("slurm"), symbolic.get("monitoring"))
@@ -245,7 +245,8 @@ class _Planner:
             environment=own,
             shared_environment=shared,
             setup=tuple(slurm.get("setup") or ()),
-            cwd=str(Path(self._cwd, launch.cwd)) if launch.cwd else self._cwd,
+            # What is swept, or made by a backend, is relative to the config like what stands in it.
+            cwd=str(Path(self._composed.directory, launch.cwd)) if launch.cwd else self._cwd,
             slurm=slurm,
             job_environment={
                 "AUTOEXP_PROJECT": config.root.project.name,
@@ -277,10 +278,15 @@ class _Planner:
         return found
 
 
-def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any]) -> str:
+def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any], directory: Path) -> str:
+    """A job stays the same where its project is moved, or has another path on another host."""
     parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
     environment = (symbolic.get("slurm") or {}).get("environment") or {}
-    return job_id(parameters, symbolic.get("backend"), environment)
+    backend: Any = symbolic.get("backend")
+    cwd = backend.get("cwd") if isinstance(backend, Mapping) else None
+    if isinstance(cwd, str) and Path(cwd).is_relative_to(directory):
+        backend = {**backend, "cwd": str(Path(cwd).relative_to(directory))}
+    return job_id(parameters, backend, environment)
 
 
 def is_lifecycle(key: str) -> bool:

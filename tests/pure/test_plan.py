@@ -241,6 +241,64 @@ def test_a_secret_is_a_name_everywhere(
     assert 'k="${HF_TOKEN:?' in first.jobs[0].script
 
 
+def test_the_provenance_of_a_sweep_holds_no_secret(tmp_path: Path) -> None:
+    """A value under a dotted key that ends with a secret's name is left out."""
+    sweep = {"axes": {"slurm.environment.TOKEN": ["hf_plain"], "lr": [1], "seed": [2]}}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(merged(TINY, {"sweep": sweep})))
+    config = service.provenance_of(service.load(str(path), scheduler="local", cwd=tmp_path))["config"]
+    assert config["sweep"]["axes"]["slurm.environment.TOKEN"] == ["(secret)"]
+    assert "hf_plain" not in repr(config)
+
+
+# ---------------------------------------------------------------- relative paths
+
+
+def test_what_stands_before_a_relative_path_means_itself(tmp_path: Path) -> None:
+    """No placeholder and no pattern begins in the name of the config's directory."""
+    condition = {"class_name": "FileExistsCondition", "path": "./go"}
+    changes: dict[str, Any] = {
+        "actions": {
+            "a": {"command": "x", "cwd": "./tools"},
+            "b": {"class_name": "AppendAction", "path": "notes/{job}.txt", "text": "t"},
+            "c": {"class_name": "AppendAction", "path": "{output_dir}/x", "text": "t"},
+        },
+        "conditions": {"ready": {"class_name": "GlobCondition", "pattern": "d/*.pt"}},
+        "job": {"start_condition": {"class_name": "NotCondition", "condition": condition}},
+    }
+    home, other = tmp_path / "a[1]{b}", tmp_path / "a[1]{{b}}"
+    home.mkdir()
+    overrides = ("conditions.late={class_name: GlobCondition}", "conditions.late.pattern=e/*")
+    rules = result(home, changes, overrides).jobs[0].rules
+    assert rules["actions"]["a"]["cwd"] == f"{home}/tools"
+    assert rules["actions"]["b"]["path"] == f"{other}/notes/{{job}}.txt"
+    assert rules["actions"]["c"]["path"] == "{output_dir}/x"
+    assert rules["job"]["start_condition"]["condition"]["path"] == f"{other}/go"
+    patterns = [rules["conditions"][name]["pattern"] for name in ("ready", "late")]
+    assert patterns == [f"{tmp_path}/a[[]1]{{{{b}}}}/{end}" for end in ("d/*.pt", "e/*")]
+
+
+def test_a_directory_that_is_swept_or_worked_out_starts_at_the_config(tmp_path: Path) -> None:
+    """Wherever the command is given: like one that is written."""
+    home = tmp_path / "home"
+    home.mkdir()
+    path = home / "sweep.yaml"
+    path.write_text(yaml.safe_dump(merged(TINY, {"metadata": {"where": "src"}})))
+    for given in ("sweep.base_values={backend.cwd: src}", "backend.cwd=${metadata.where}"):
+        loaded = service.load(str(path), overrides=[given], scheduler="local", cwd=tmp_path)
+        assert service.plan(loaded).jobs[0].request.cwd == f"{home}/src"
+
+
+def test_a_job_is_the_same_wherever_its_project_lies(tmp_path: Path) -> None:
+    """A directory below the config's is part of an id by its relative name only."""
+    found = []
+    for name, cwd in (("a", "src"), ("b", "./src"), ("c", "src/../src"), ("d", str(tmp_path / "d" / "src"))):
+        (tmp_path / name).mkdir()
+        found.append(set(ids(list(result(tmp_path / name, {"backend": {"cwd": cwd}}).jobs))))
+    assert all(each == found[0] for each in found)
+    assert found[0].isdisjoint(ids(list(result(tmp_path, {"backend": {"cwd": "other"}}).jobs)))
+
+
 # ---------------------------------------------------------------- files
 
 
