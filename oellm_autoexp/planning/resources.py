@@ -122,12 +122,15 @@ def hours(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def totals(jobs: Iterable[tuple[Resources, int | None]]) -> Totals:
-    """Add up (resources, most restarts) of jobs. Jobs without GPUs cost no GPU-hours."""
+def totals(jobs: Iterable[tuple[Resources, float | None]]) -> Totals:
+    """Add up (resources, seconds of all restarts together) of jobs; None: without bound.
+
+    Jobs without GPUs cost no GPU-hours.
+    """
     count = nodes = gpus = 0
     once: float | None = 0.0
     most: float | None = 0.0
-    for resources, restarts in jobs:
+    for resources, retries_s in jobs:
         count += 1
         nodes += resources.nodes
         gpus += resources.gpus
@@ -135,6 +138,7 @@ def totals(jobs: Iterable[tuple[Resources, int | None]]) -> Totals:
             continue
         limit = resources.time_limit_s
         cost = None if limit is None else resources.gpus * limit / 3600
+        again = None if retries_s is None else resources.gpus * retries_s / 3600
         once = None if once is None or cost is None else once + cost
-        most = None if most is None or cost is None or restarts is None else most + cost * (1 + restarts)
+        most = None if most is None or cost is None or again is None else most + cost + again
     return Totals(jobs=count, nodes=nodes, gpus=gpus, gpu_hours=once, gpu_hours_with_retries=most)

@@ -20,7 +20,7 @@ from oellm_autoexp.planning.plan import PlannedJob
 from oellm_autoexp.planning.provenance import provenance, redacted_override
 from oellm_autoexp.planning.resources import Totals, totals
 from oellm_autoexp.planning.sweep_json import sweep_json
-from oellm_autoexp.reactions.policies import in_force
+from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicyConfig, in_force
 from oellm_autoexp.rendering import guard
 from oellm_autoexp.schedulers import slurm
 from oellm_autoexp.services import plugins
@@ -244,12 +244,14 @@ def plan(loaded: Loaded, known: Mapping[str, str] | None = None) -> PlanResult:
     """
     jobs = list(planning.plan(loaded.composed, loaded.scheduler, loaded.paths, cwd=loaded.cwd, known=known))
     policies = {job.rules_id: policies_in_force(job.rules) for job in jobs}
-    restarts = {rules: _most_restarts(found) for rules, found in policies.items()}
     every = {(policy.mode, repr(policy.config)): policy for found in policies.values() for policy in found}
     return PlanResult(
         loaded=loaded,
         jobs=jobs,
-        totals=totals((job.spec.resources, restarts[job.rules_id]) for job in jobs),
+        totals=totals(
+            (job.spec.resources, _retries_s(policies[job.rules_id], job.spec.resources.time_limit_s))
+            for job in jobs
+        ),
         policies=tuple(every.values()),
     )
 
@@ -264,9 +266,26 @@ def policies_in_force(rules: Mapping[str, Any]) -> tuple[PolicyInForce, ...]:
     )
 
 
-def _most_restarts(policies: Sequence[PolicyInForce]) -> int:
-    """The restarts that bounded policies allow together. Entries without a bound are shown beside it."""
-    return sum(policy.max_restarts or 0 for policy in policies)
+def _retries_s(policies: Sequence[PolicyInForce], limit_s: float | None) -> float | None:
+    """The seconds that the counted restarts of a job may take: each as long as the longest of them.
+
+    Policies without a bound count nothing; they are named beside it.
+    """
+    if limit_s is None:
+        return None
+    longest = limit_s
+    for policy in policies:
+        if policy.config.get("class_name") == "AdjustTimeLimitPolicy":
+            longest = _raised(longest, policy)
+    return longest * sum(policy.max_restarts or 0 for policy in policies)
+
+
+def _raised(limit_s: float, policy: PolicyInForce) -> float:
+    """The time limit after all restarts that a policy counts."""
+    given = {key: value for key, value in policy.config.items() if key != "class_name"}
+    config = AdjustTimeLimitPolicyConfig(**given)
+    raised = limit_s + (policy.max_restarts or 0) * config.minutes * 60
+    return raised if config.max_minutes is None else max(limit_s, min(raised, config.max_minutes * 60))
 
 
 # ---------------------------------------------------------------- files

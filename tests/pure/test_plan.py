@@ -340,3 +340,27 @@ def test_the_plan_says_what_it_may_cost_and_what_follows_an_end(tmp_path: Path) 
     assert by_mode["timeout"].max_restarts is None
     # One restart for a crash and two (the default) for a stall.
     assert found.totals.gpu_hours_with_retries == 32.0 * 4
+
+
+@pytest.mark.parametrize(
+    ("policy", "hours"),
+    [
+        ({"max_retries": 2}, 2.0),
+        ({"max_retries": 2, "minutes": 60}, 3.0),
+        ({"max_retries": 2, "minutes": 60, "max_minutes": 90}, 1.5),
+        ({"max_retries": 2, "minutes": 60, "max_minutes": 30}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_the_cost_counts_restarts_that_take_longer(
+    tmp_path: Path, policy: dict[str, Any], hours: float
+) -> None:
+    """Each restart as long as the longest may be; a policy without a bound is named instead."""
+    timeout = {"class_name": "AdjustTimeLimitPolicy", **policy}
+    stall = {"class_name": "AlwaysRestartPolicy", "max_retries": 1}
+    policies = {"timeout": timeout, "crash": {"class_name": "NoRestartPolicy"}, "stall": stall}
+    changes = {"slurm": {"sbatch": {"gpus": 1, "time": "1:00:00"}}, "restart_policies": policies}
+    found = result(tmp_path, changes)
+    restarts = 1 + policy.get("max_retries", 0)
+    assert found.totals.gpu_hours_with_retries == 4 * (1 + restarts * hours)
+    assert ("timeout" in found.cost) == ("max_retries" not in policy)

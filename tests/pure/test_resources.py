@@ -82,7 +82,7 @@ def test_an_override_wins_and_a_mistake_names_its_key() -> None:
 def test_the_cost_of_a_plan_counts_every_allowed_restart() -> None:
     """GPU-hours of one attempt each, and with all restarts; unknown where a job has no time limit."""
     big = Resources(nodes=2, gpus=8, time_limit_s=7200)
-    found = totals([(big, 2), (big, 0), (Resources(), 5)])
+    found = totals([(big, 2 * 7200), (big, 0), (Resources(), 5)])
     assert (found.jobs, found.nodes, found.gpus) == (3, 5, 16)
     assert (found.gpu_hours, found.gpu_hours_with_retries) == (32.0, 64.0)
     assert found.cost == "at most 32 GPU-hours in one attempt each, 64 with counted restarts"
