@@ -23,6 +23,14 @@ def find_session(reference: str | None) -> Any:
     return paths, service.replay(paths)
 
 
+def find_history(reference: str | None) -> Any:
+    """The paths and the history of the session that a person means."""
+    from oellm_autoexp.services import session as service
+
+    paths = service.locate(reference, state_dir_of)
+    return paths, service.history(paths)
+
+
 def state_dir_of(reference: str) -> Path:
     """The state directory that a config names."""
     from oellm_autoexp.services import plan as service
@@ -52,19 +60,19 @@ def status(
     if not columns and (form or sort):
         raise UsageError("--format and --sort need --columns", hint="for example --columns lr,loss,state")
     while True:
-        paths, state = find_session(session)
-        wanted = service.chosen(state, jobs or [])
+        paths, past = find_history(session)
+        wanted = service.chosen(past.session, jobs or [])
         if watch:
             typer.echo("\033[2J\033[H", nl=False)
         if columns:
             names = ["name", *(name.strip() for name in columns.split(","))]
-            rows = views.rows(state, paths, wanted, time.time())
+            rows = views.rows(past.session, paths, wanted, time.time())
             _warn_of_unknown([*names, *([sort] if sort else [])], rows)
             if sort:
                 rows.sort(key=lambda row: _rank(views.columns(row, [sort])[0]))
             _print_columns(names, [views.columns(row, names) for row in rows], form or "md")
         else:
-            print_status(state, paths, wanted, as_json)
+            print_status(past, paths, wanted, as_json)
         if not watch or all(job.state.ended for job in wanted):
             return
         time.sleep(2)
@@ -98,18 +106,17 @@ def _print_columns(names: list[str], rows: list[list[Any]], form: str) -> None:
 
 def show(session: SessionRef = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
     """Explain a job: its attempts, the evidence, the rules and decisions, in the order of time."""
+    from oellm_autoexp.services import goodput, views
     from oellm_autoexp.services import session as service
-    from oellm_autoexp.services import views
-    from oellm_autoexp.store import journal
 
-    paths, state = find_session(session)
-    events = journal.read(paths).events
-    for job in service.chosen(state, jobs or []):
-        lines = views.timeline(events, state, job)
-        end = views.conclusion(state, paths, job)
+    paths, past = find_history(session)
+    for job in service.chosen(past.session, jobs or []):
+        lines = views.timeline(past.events, past.session, job)
+        spent = past.ledger.of(job.spec.name, time.time())
+        end = {"where time went": goodput.in_lines(spent), **views.conclusion(past.session, paths, job)}
         if as_json:
             shown = {"name": job.spec.name, "state": job.state.value, "timeline": lines, **end}
-            typer.echo(json.dumps(shown))
+            typer.echo(json.dumps({**shown, "goodput": goodput.as_json(spent)}))
             continue
         typer.echo(f"{job.spec.name}  {job.state.value}")
         for at, text in lines:

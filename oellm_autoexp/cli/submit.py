@@ -115,7 +115,7 @@ def submit(
         plan(config_ref, config_dir, override, local, fake, dry_run=True, as_json=as_json)
         return
     from oellm_autoexp.services import submit as service
-    from oellm_autoexp.services.session import leader_of, replay
+    from oellm_autoexp.services.session import history, leader_of, replay
 
     result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
     paths = result.loaded.paths
@@ -137,8 +137,8 @@ def submit(
     if loop is None and not detach:
         leader = leader_of(paths)
         if leader is not None:
-            state = replay(paths)
-            print_status(state, paths, list(state.jobs.values()), as_json)
+            past = history(paths)
+            print_status(past, paths, list(past.session.jobs.values()), as_json)
             if not as_json:
                 typer.echo(f"Process {leader.pid} on {leader.host} leads this session and goes on with it.")
             return

@@ -113,9 +113,10 @@ def finish(paths: Any, as_json: bool) -> None:
     """Print how a session stands, and exit with its code."""
     from oellm_autoexp.services import session as service
 
-    session = service.replay(paths)
+    past = service.history(paths)
+    session = past.session
     try:
-        print_status(session, paths, list(session.jobs.values()), as_json)
+        print_status(past, paths, list(session.jobs.values()), as_json)
         sys.stdout.flush()
     except BrokenPipeError:
         # How it ended does not depend on who reads about it.
@@ -123,18 +124,26 @@ def finish(paths: Any, as_json: bool) -> None:
     raise typer.Exit(service.exit_code(session))
 
 
-def print_status(session: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> None:
-    """The table of jobs, or the JSON document that other programs read."""
-    from oellm_autoexp.services import views
+def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> None:
+    """The table of jobs and where their time went, or the JSON document that other programs read."""
+    from oellm_autoexp.services import goodput, views
 
-    rows = views.rows(session, paths, jobs, time.time())
+    session, now = past.session, time.time()
+    rows = views.rows(session, paths, jobs, now)
+    spent = past.ledger.total([job.spec.name for job in jobs], now)
     if as_json:
-        typer.echo(json.dumps({"session": str(paths.state_dir), "jobs": rows}, indent=2))
+        for row in rows:
+            row["goodput"] = goodput.as_json(past.ledger.of(row["name"], now))
+        whole = {"session": str(paths.state_dir), "goodput": goodput.as_json(spent), "jobs": rows}
+        typer.echo(json.dumps(whole, indent=2))
         return
     from oellm_autoexp.cli.render import printed
     from oellm_autoexp.services.session import leader_of
 
     printed(rows, title=_title(jobs))
+    line = goodput.in_a_line(spent)
+    if line:
+        typer.echo(line)
     if session.blind:
         typer.echo(f"The scheduler does not answer: {session.blind}")
     if session.breaker is not None:

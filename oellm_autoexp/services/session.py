@@ -13,6 +13,7 @@ from compoconf import parse_config
 
 from oellm_autoexp.config.sockets import SchedulerConfig, SchedulerInterface, made
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.goodput import Ledger
 from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.model import Job, JobState
 from oellm_autoexp.core.session import Session
@@ -39,6 +40,28 @@ def replay(paths: SessionPaths) -> Session:
     for event in journal.read(paths).events:
         session.apply(event)
     return session
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A session, how it came about, and where its time went."""
+
+    session: Session
+    events: Sequence[ev.Event]
+    ledger: Ledger
+
+
+def history(paths: SessionPaths) -> History:
+    """Everything that the journal of a session tells.
+
+    Raises:
+        StateError: the journal is damaged.
+    """
+    found = History(session=Session(), events=journal.read(paths).events, ledger=Ledger())
+    for event in found.events:
+        found.session.apply(event)
+        found.ledger.apply(event)
+    return found
 
 
 def leader_of(paths: SessionPaths) -> journal.Leader | None:
