@@ -19,7 +19,8 @@ demo: $(VENV)/core.done  ## run eight small trainings, four of which go wrong on
 	@PATH="$(abspath $(BIN)):$$PATH"; \
 	oellm-autoexp submit $(DEMO) --local; code=$$?; \
 	if [ $$code -gt 1 ]; then exit $$code; fi; \
-	oellm-autoexp status $(DEMO) --json | python3 examples/demo/check.py --submit-exit-code $$code
+	oellm-autoexp status $(DEMO) --json | python3 examples/demo/check.py --submit-exit-code $$code && \
+	oellm-autoexp report $(DEMO) -o examples/demo/outputs/report.html
 
 demo-clean:  ## forget the demo, so that it can be run again
 	rm -rf examples/demo/outputs

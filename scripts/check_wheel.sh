@@ -23,4 +23,6 @@ python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch"
 code=0
 oellm-autoexp submit examples/demo/sweep.yaml --local || code=$?
 oellm-autoexp status examples/demo/sweep.yaml --json | python3 examples/demo/check.py --submit-exit-code "$code"
+oellm-autoexp report examples/demo/sweep.yaml -o report.md
+grep -q '^## Where the time went$' report.md || { echo "error: the report says nothing" >&2; exit 1; }
 echo "the wheel $(basename "$wheel") works in a clean environment"

@@ -42,6 +42,7 @@ def faults(jobs: Mapping[str, Job]) -> Iterator[str]:
             yield f"{name} was restarted {job['restarts']} times, for nothing"
         yield from conversion_faults(name, job)
         yield from metric_faults(name, job)
+        yield from goodput_faults(name, case, job)
 
 
 def mistyped_faults(job: Job) -> Iterator[str]:
@@ -74,6 +75,16 @@ def metric_faults(name: str, job: Job) -> Iterator[str]:
     shown = job["metrics"].get("loss")
     if not printed or shown != float(printed[-1]):
         yield f"{name}: the loss shown is {shown}, but the log ends with {printed[-1:]}"
+
+
+def goodput_faults(name: str, case: str, job: Job) -> Iterator[str]:
+    """The silence of the one that stalls is told as such, and nobody else's; the parts are the whole."""
+    spent = job["goodput"]
+    hours = spent["hours"]
+    if (hours["hang"] > 0) != (case == "stalls-once"):
+        yield f"{name}: {hours['hang']} hours of its time are called a hang"
+    if not 0 < spent["ettr"] <= 1 or abs(sum(hours.values()) - spent["wall_hours"]) > 1e-5:
+        yield f"{name}: the parts of its time do not add up: {spent}"
 
 
 def saved_lines(job: Job) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from oellm_autoexp import __version__
-from oellm_autoexp.cli import cleanup, init, log_watch, look, steer, submit
+from oellm_autoexp.cli import cleanup, init, log_watch, look, report, steer, submit
 from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
 
@@ -49,6 +49,7 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (look.status, ["status outputs", "status outputs --columns lr,loss --sort loss --format csv"]),
     (look.show, ["show outputs tiny_lr0.001_seed0"]),
     (look.logs, ["logs outputs tiny_lr0.001_seed0 -f"]),
+    (report.report, ["report outputs", "report outputs -o report.md"]),
     (steer.cancel, ["cancel outputs 'tiny_*' --yes", "cancel outputs lr=0.001"]),
     (steer.retry, ["retry outputs", "retry outputs tiny_lr0.001_seed0"]),
     (look.sessions, ["sessions", "sessions --json"]),

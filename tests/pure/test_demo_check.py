@@ -25,6 +25,11 @@ CASES = [
 Jobs = dict[str, dict[str, Any]]
 
 
+def spent(hang: float) -> dict[str, Any]:
+    hours = {"queue": 0.1, "start_up": 0.1, "productive": 0.7, "hang": hang}
+    return {"ettr": 0.7 / sum(hours.values()), "wall_hours": sum(hours.values()), "hours": hours}
+
+
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
     """What a demo that went well leaves, with two checkpoints a job."""
@@ -42,6 +47,7 @@ def jobs(tmp_path: Path) -> Jobs:
             "output_dir": str(out),
             "log_path": str(tmp_path / "logs" / f"{name}.{restarts + 1}.log"),
             "metrics": {"loss": 1.5},
+            "goodput": spent(hang=0.1 if name.startswith("stalls-once") else 0.0),
         }
         (out / "checkpoints").mkdir(parents=True)
         (out / "result.json").write_text("{}")
@@ -104,6 +110,14 @@ def failed(jobs: Jobs) -> None:
     jobs["crashes-once_4"].update(state="failed", reason="OSError")
 
 
+def hang_not_told(jobs: Jobs) -> None:
+    jobs["stalls-once_5"]["goodput"] = spent(hang=0.0)
+
+
+def time_left_out(jobs: Jobs) -> None:
+    jobs["plain_0"]["goodput"]["wall_hours"] += 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,6 +129,8 @@ def failed(jobs: Jobs) -> None:
         (restarted_for_nothing, "mistyped_7 was restarted 2 times"),
         (unexplained, "does not say what is wrong: exit 2"),
         (failed, "crashes-once_4 is failed: OSError"),
+        (hang_not_told, "stalls-once_5: 0.0 hours of its time are called a hang"),
+        (time_left_out, "plain_0: the parts of its time do not add up"),
     ],
 )
 def test_what_went_wrong_is_named(jobs: Jobs, change: Callable[[Jobs], None], message: str) -> None:
