@@ -34,49 +34,14 @@ What is known and what is an estimate (`Basis`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.model import JobSpec, JobState, LogSignal, mode_root
+from oellm_autoexp.core.model import LogSignal, mode_root
 from oellm_autoexp.core.signals import CHECKPOINT_STEP, CHECKPOINTS
-
-
-class Part(str, Enum):
-    """What a stretch of time was spent on."""
-
-    QUEUE = "queue"
-    START_UP = "start_up"
-    PRODUCTIVE = "productive"
-    ROLLED_BACK = "rolled_back"
-    HANG = "hang"
-    DOWN = "down"
-
-    @property
-    def held(self) -> bool:
-        """Whether the job held its resources meanwhile."""
-        return self not in (Part.QUEUE, Part.DOWN)
-
-
-class Basis(str, Enum):
-    """What tells of the progress of a job, from the least to the most that can be known."""
-
-    NOTHING = "nothing"
-    COUNTERS = "counters"
-    CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """A stretch of one part (UTC epoch milliseconds), of attempt `attempt` (0: before the first)."""
-
-    part: Part
-    begin_ms: int
-    end_ms: int
-    attempt: int
-    gpus: int
+from oellm_autoexp.core.spans import Account, Basis, Part, Span, Teller, basis_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,116 +101,11 @@ def _ms(at: float) -> int:
     return round(at * 1000)
 
 
-@dataclass(slots=True)
-class _Try:
-    """What is kept of one attempt: a handful of times, however long its log."""
-
-    number: int
-    requested: int
-    gpus: int
-    #: When the scheduler refused it: it was never there.
-    withdrawn: int | None = None
-    started: int | None = None
-    ended: int | None = None
-    mode: str = ""
-    #: When the silence began that was taken for a stall.
-    silent: int | None = None
-    #: The first and last progress of any kind, and the first of a counter.
-    first: int | None = None
-    last: int | None = None
-    counted: int | None = None
-    #: The first and last checkpoint, and how many looks found one.
-    first_saved: int | None = None
-    saved: int | None = None
-    saves: int = 0
-
-    def progress(self, at: int, *, saved: bool) -> None:
-        self.first = at if self.first is None else self.first
-        self.last = at
-        if not saved:
-            self.counted = at if self.counted is None else self.counted
-        elif self.saved != at:
-            self.first_saved = at if self.first_saved is None else self.first_saved
-            self.saved = at
-            self.saves += 1
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """A time in which a job was wanted."""
-
-    begin: int
-    tries: list[_Try] = field(default_factory=list)
-    #: The verdict, "" while there is none.
-    state: str = ""
-    #: When the verdict came between two attempts; None: with the end of the last one.
-    closed: int | None = None
-
-
-@dataclass(slots=True)
-class _Account:
-    """One job."""
-
-    gpus: int
-    rules: str
-    next_gpus: int | None = None
-    stretches: list[_Stretch] = field(default_factory=list)
-    #: Something follows the last attempt: it was decided to try again.
-    waits: bool = False
-
-    @property
-    def tries(self) -> Iterator[_Try]:
-        for stretch in self.stretches:
-            yield from stretch.tries
-
-    @property
-    def latest(self) -> _Try | None:
-        return self.stretches[-1].tries[-1] if self.stretches and self.stretches[-1].tries else None
-
-    @property
-    def live(self) -> bool:
-        last = self.latest
-        return last is not None and last.ended is None and last.withdrawn is None
-
-    def find(self, number: int) -> _Try | None:
-        last = self.latest
-        if last is not None and last.number == number:
-            return last
-        return next((each for each in self.tries if each.number == number and each.withdrawn is None), None)
-
-    def submit(self, number: int, at: int) -> None:
-        if not self.stretches:
-            self.stretches.append(_Stretch(begin=at))
-        self.gpus, self.next_gpus = self.gpus if self.next_gpus is None else self.next_gpus, None
-        self.stretches[-1].tries.append(_Try(number=number, requested=at, gpus=self.gpus))
-        self.waits = False
-
-    def update(self, spec: JobSpec) -> None:
-        """Rules hold at once, resources from the next attempt."""
-        self.rules, self.next_gpus = spec.rules, spec.resources.gpus
-
-    def close(self, state: str, at: int) -> None:
-        if self.stretches:
-            last = self.latest
-            between = self.waits or last is None or last.ended is None
-            self.stretches[-1].state, self.stretches[-1].closed = state, at if between else None
-
-    def reopen(self, at: int) -> None:
-        """What had failed was wanted all the time; what was done or cancelled is wanted again from now."""
-        if not self.stretches or not self.stretches[-1].state:
-            return
-        if self.stretches[-1].state == JobState.FAILED.value:
-            self.stretches[-1].state = ""
-        else:
-            self.stretches.append(_Stretch(begin=at))
-        self.waits = True
-
-
 class Ledger:
     """The accounts of all jobs of a session; made by applying its journal from the first event on."""
 
     def __init__(self) -> None:
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: dict[str, Account] = {}
         self._submissions: dict[str, tuple[tuple[str, int], ...]] = {}
         #: Rules under which a job says how far it is.
         self._telling: set[str] = set()
@@ -263,7 +123,7 @@ class Ledger:
                     self._telling.add(event.rules)
             case ev.JobAdded():
                 spec = event.spec
-                self._accounts[spec.name] = _Account(gpus=spec.resources.gpus, rules=spec.rules)
+                self._accounts[spec.name] = Account(gpus=spec.resources.gpus, rules=spec.rules)
             case ev.SubmitRequested():
                 self._submissions[event.token] = event.jobs
                 for name, number in event.jobs:
@@ -328,7 +188,7 @@ class Ledger:
         account = self._accounts.get(job)
         if account is None:
             return ()
-        teller = _Teller(account, tells=account.rules in self._telling)
+        teller = Teller(account, tells=account.rules in self._telling)
         out: list[Span] = []
         for stretch in account.stretches:
             teller.tell(stretch, _ms(now) if stretch.closed is None else stretch.closed, out)
@@ -337,7 +197,7 @@ class Ledger:
     def of(self, job: str, now: float) -> Goodput:
         """Where the time of a job went, until its verdict or `now` (UTC epoch seconds)."""
         account = self._accounts.get(job)
-        return of_spans(self.spans(job, now), _basis(account) if account is not None else Basis.NOTHING)
+        return of_spans(self.spans(job, now), basis_of(account) if account is not None else Basis.NOTHING)
 
     def total(self, jobs: Iterable[str], now: float) -> Goodput:
         """Where the time of several jobs went."""
@@ -349,125 +209,21 @@ def _is_checkpoint(found: LogSignal) -> bool:
 
 
 def _tells(rules: Mapping[str, Any]) -> bool:
-    """Whether rules declare a counter or checkpoints, so that no progress means none was made."""
-    signals = (rules.get("monitoring") or {}).get("log_signals") or ()
-    for entry in signals.values() if isinstance(signals, Mapping) else signals:
-        kind = (entry.get("metadata") or {}).get("kind")
-        reported = entry.get("pattern_type") == "report" and entry.get("pattern") == "checkpoint"
-        if entry.get("counter") or kind == "checkpoint" or reported:
-            return True
-    return False
+    """Whether rules declare a counter or checkpoints, so that no progress means none was made.
+
+    A monitor of a plug-in may mean something else by these keys; then nothing is declared.
+    """
+    signals = (rules.get("monitoring") or {}).get("log_signals")
+    entries = signals.values() if isinstance(signals, Mapping) else signals
+    return isinstance(entries, Iterable) and any(_declares(entry) for entry in entries)
 
 
-def _basis(account: _Account) -> Basis:
-    tries = list(account.tries)
-    if any(each.saved is not None for each in tries):
-        return Basis.CHECKPOINTS
-    return Basis.COUNTERS if any(each.counted is not None for each in tries) else Basis.NOTHING
-
-
-# ---------------------------------------------------------------- telling
-
-
-class _Teller:
-    """Splits the time of one job, attempt by attempt."""
-
-    def __init__(self, account: _Account, *, tells: bool) -> None:
-        self._tells = tells
-        self._basis = _basis(account)
-        tries = list(account.tries)
-        between = sum(each.saves - 1 for each in tries if each.saves > 1)
-        saved = sum((each.saved or 0) - (each.first_saved or 0) for each in tries if each.saves > 1)
-        #: The mean time between two checkpoints; 0 where it is not known.
-        self._cadence = saved // between if between else 0
-        #: Work since the newest checkpoint that the next attempt has to repeat.
-        self._to_repeat = 0
-        #: The quickest start-up with nothing to repeat; None: there was none yet.
-        self._quickest: int | None = None
-        self._got_ahead = False
-
-    def tell(self, stretch: _Stretch, now: int, out: list[Span]) -> None:
-        """Add the spans of a stretch, each from where the one before it ends."""
-        cursor = max(stretch.begin, out[-1].end_ms) if out else stretch.begin
-
-        def until(part: Part, end: int, number: int, gpus: int) -> None:
-            nonlocal cursor
-            if end > cursor:
-                out.append(Span(part=part, begin_ms=cursor, end_ms=end, attempt=number, gpus=gpus))
-                cursor = end
-
-        number, gpus = 0, stretch.tries[0].gpus if stretch.tries else 0
-        for each in stretch.tries:
-            until(Part.DOWN, each.requested, number, gpus)
-            number, gpus = each.number, each.gpus
-            if each.withdrawn is not None:
-                until(Part.QUEUE, each.withdrawn, number, gpus)
-                continue
-            end = max(cursor, now if each.ended is None else each.ended)
-            start = end if each.started is None else min(max(each.started, cursor), end)
-            until(Part.QUEUE, start, number, gpus)
-            for part, to in self._split(each, start, end):
-                until(part, to, number, gpus)
-        last = stretch.tries[-1] if stretch.tries else None
-        if stretch.closed is not None:
-            until(Part.DOWN, stretch.closed, number, gpus)
-        elif not stretch.state and (last is None or last.ended is not None or last.withdrawn is not None):
-            until(Part.DOWN, now, number, gpus)
-
-    def _split(self, each: _Try, start: int, end: int) -> tuple[tuple[Part, int], ...]:
-        """The parts of the time that an attempt ran, each with its end, in order."""
-        hung = end
-        if each.silent is not None and (each.ended is None or mode_root(each.mode) == "stall"):
-            hung = min(max(each.silent, start), end)
-        first, last = _within(each.first, start, hung), _within(each.last, start, hung)
-        fine = each.ended is None or mode_root(each.mode) == "success"
-        if first is None or last is None:
-            up, kept = self._without_progress(each, start, hung, fine=fine)
-            return (
-                (Part.START_UP, up),
-                (Part.PRODUCTIVE, kept),
-                (Part.ROLLED_BACK, hung),
-                (Part.HANG, end),
-            )
-        up, again = self._before(each, start, first)
-        if fine:
-            kept = hung
-        elif self._basis is Basis.COUNTERS:
-            kept = last
-        else:
-            saved = _within(each.saved, start, hung)
-            kept = again if saved is None else max(again, saved)
-            self._to_repeat = last - kept if saved is not None else self._to_repeat + last - first
-        self._got_ahead = True
-        return (
-            (Part.START_UP, up),
-            (Part.ROLLED_BACK, again),
-            (Part.PRODUCTIVE, kept),
-            (Part.ROLLED_BACK, hung),
-            (Part.HANG, end),
-        )
-
-    def _without_progress(self, each: _Try, start: int, hung: int, *, fine: bool) -> tuple[int, int]:
-        """Ends of start-up and of productive time of an attempt that reported nothing."""
-        if each.ended is not None and fine:
-            return start, hung
-        if self._tells or self._basis is not Basis.NOTHING:
-            return hung, hung
-        return start, hung if fine else start
-
-    def _before(self, each: _Try, start: int, first: int) -> tuple[int, int]:
-        """Ends of start-up, and of what an attempt repeats as far as that is not work that counts."""
-        waited = first - start
-        if self._basis is Basis.COUNTERS:
-            if not self._got_ahead:
-                self._quickest = waited if self._quickest is None else min(waited, self._quickest)
-                return first, first
-            quickest = waited if self._quickest is None else self._quickest
-            return start + min(waited, quickest), first
-        worked = self._to_repeat if each.counted == each.first else self._cadence
-        up = first - min(worked, waited)
-        return up, up
-
-
-def _within(at: int | None, start: int, end: int) -> int | None:
-    return None if at is None else min(max(at, start), end)
+def _declares(entry: Any) -> bool:
+    if not isinstance(entry, Mapping):
+        return False
+    about = entry.get("metadata")
+    return bool(
+        entry.get("counter")
+        or (isinstance(about, Mapping) and about.get("kind") == "checkpoint")
+        or (entry.get("pattern_type") == "report" and entry.get("pattern") == "checkpoint")
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from oellm_autoexp.core.goodput import Basis, Goodput, Part
+from oellm_autoexp.core.goodput import Goodput
+from oellm_autoexp.core.spans import Basis, Part
 from oellm_autoexp.services.views import duration
 
 NAMES = {

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.goodput import Goodput, Span
+from oellm_autoexp.core.goodput import Goodput
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import Job, JobState
+from oellm_autoexp.core.spans import Span
 from oellm_autoexp.errors import StateError, UsageError
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.rendering import html, markdown

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.goodput import Basis, Ledger, Part, total
+from oellm_autoexp.core.goodput import Ledger, total
 from oellm_autoexp.core.model import Cursor, JobSpec, LogSignal, Resources, SchedulerRef
+from oellm_autoexp.core.spans import Basis, Part
 
 QUEUE, START_UP, PRODUCTIVE, ROLLED_BACK, HANG, DOWN = Part
 COUNTER = {"monitoring": {"log_signals": {"it": {"pattern": "x", "counter": "it"}}}}
@@ -208,6 +209,25 @@ def test_where_nothing_is_reported(mode: str, rules: dict[str, Any], found: dict
     steps += [(60, "end", mode), (60, "succeeded")] if mode == "success" else []
     steps += [(60, "end", mode), (60, "failed")] if mode == "crash" else []
     assert parts(steps, 60, rules) == found
+
+
+@pytest.mark.parametrize(
+    ("signals", "declared"),
+    [
+        ({"a": {"pattern": "x", "counter": "n"}}, True),
+        ([{"name": "a", "pattern": "x", "metadata": {"kind": "checkpoint"}}], True),
+        ({"a": {"pattern_type": "report", "pattern": "checkpoint"}}, True),
+        ({"a": {"pattern": "x", "metadata": {"kind": "other"}}}, False),
+        (["x"], False),
+        ({"a": {"metadata": "x"}}, False),
+        (7, False),
+        (None, False),
+    ],
+)
+def test_whether_progress_is_declared_is_read_from_the_rules(signals: Any, declared: bool) -> None:
+    """In both forms that a config may have; a plug-in's monitor may mean something else by it."""
+    told = parts([(0, "submit"), (0, "run")], 60, {"monitoring": {"log_signals": signals}})
+    assert told == {START_UP if declared else PRODUCTIVE: 60}
 
 
 def test_a_hang_begins_with_the_silence_and_lasts_until_the_attempt_is_dead() -> None:
