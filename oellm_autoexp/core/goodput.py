@@ -157,7 +157,8 @@ class Ledger:
     def _progress(self, event: ev.ProgressMade | ev.SignalsFound, *, saved: bool) -> None:
         found = self._accounts[event.job].find(event.attempt)
         if found is not None:
-            found.progress(_ms(event.at), saved=saved)
+            seen_at = event.seen_at if isinstance(event, ev.ProgressMade) else None
+            found.progress(_ms(event.at if seen_at is None else seen_at), saved=saved)
 
     def _silence(self, event: ev.CancelRequested) -> None:
         found = self._accounts[event.job].find(event.attempt)
