@@ -20,6 +20,10 @@ Override = Annotated[
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run the jobs on this machine.")]
 Fake = Annotated[bool, typer.Option("--fake", "--use-fake-slurm", help="Play on a fake Slurm cluster.")]
+Scenario = Annotated[
+    Optional[Path],
+    typer.Option("--scenario", metavar="FILE", help="What happens on the fake cluster; means --fake."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SessionRef = Annotated[
     Optional[str],
@@ -34,10 +38,11 @@ Jobs = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def scheduler_flag(local: bool, fake: bool) -> str | None:
+def scheduler_flag(local: bool, fake: bool, scenario: Path | None = None) -> str | None:
     """The scheduler that the flags ask for; None: the config's own."""
+    fake = fake or scenario is not None
     if local and fake:
-        raise UsageError("--local and --fake exclude each other")
+        raise UsageError("--local excludes --fake and --scenario")
     return "local" if local else "fake" if fake else None
 
 

@@ -15,6 +15,7 @@ from oellm_autoexp.cli.arguments import (
     Fake,
     Local,
     Override,
+    Scenario,
     SessionRef,
     Yes,
     confirm,
@@ -25,10 +26,16 @@ from oellm_autoexp.cli.watching import Progress, finish, lead, print_status
 from oellm_autoexp.errors import UsageError
 
 
-def _planned(ref: str, config_dir: Path | None, override: list[str] | None, scheduler: str | None) -> Any:
+def _planned(
+    ref: str,
+    config_dir: Path | None,
+    override: list[str] | None,
+    scheduler: str | None,
+    scenario: Path | None,
+) -> Any:
     from oellm_autoexp.services.calls import planned
 
-    return planned(ref, config_dir, override or [], scheduler)
+    return planned(ref, config_dir, override or [], scheduler, scenario)
 
 
 def plan(
@@ -37,13 +44,14 @@ def plan(
     override: Override = None,
     local: Local = False,
     fake: Fake = False,
+    scenario: Scenario = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print what would be.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a config, expand its sweep, and write scripts and sweep.json."""
     from oellm_autoexp.services import plan as service
 
-    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
+    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     if not dry_run:
         service.write(result, result.loaded.effects, leave=result.held)
     if as_json:
@@ -99,6 +107,7 @@ def submit(
     override: Override = None,
     local: Local = False,
     fake: Fake = False,
+    scenario: Scenario = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be written; submit nothing.")
     ] = False,
@@ -112,12 +121,12 @@ def submit(
 ) -> None:
     """Submit what is not done yet, and watch until everything has a verdict."""
     if dry_run:
-        plan(config_ref, config_dir, override, local, fake, dry_run=True, as_json=as_json)
+        plan(config_ref, config_dir, override, local, fake, scenario, dry_run=True, as_json=as_json)
         return
     from oellm_autoexp.services import submit as service
     from oellm_autoexp.services.session import history, leader_of, replay
 
-    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake))
+    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     paths = result.loaded.paths
     done = service.preview(result, update=update, prune=prune)
     cost = service.to_confirm(result, done)

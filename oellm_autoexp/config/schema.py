@@ -29,6 +29,7 @@ PATHS = (
     ("slurm", "log_dir"),
     ("slurm", "template_path"),
     ("slurm", "env_file"),
+    ("scheduler", "scenario"),
 )
 #: The same within sections of plug-ins, of named entries (`*`), and at any depth (`**`).
 ENTRY_PATHS = (

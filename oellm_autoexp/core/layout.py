@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATE_DIR_NAME = ".oellm-autoexp"
+#: Below a base output directory: state and outputs of what is only played.
+REHEARSAL_DIR_NAME = ".oellm-autoexp-fake"
 
 #: Names inside the base output directory that jobs may not take.
-RESERVED_JOB_NAMES = frozenset({"scripts", "logs", "sweep.json", STATE_DIR_NAME})
+RESERVED_JOB_NAMES = frozenset({"scripts", "logs", "sweep.json", STATE_DIR_NAME, REHEARSAL_DIR_NAME})
 
 
 @dataclass(frozen=True, slots=True)

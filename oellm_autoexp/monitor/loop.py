@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.session import Session, admit, breaker, hold_reason
 from oellm_autoexp.errors import AutoexpError, LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
-from oellm_autoexp.monitor.checks import Checks, Executor
+from oellm_autoexp.monitor.checks import Checks, Executor, PlayedChecks
 from oellm_autoexp.monitor.observe import Observer, fields_of
 from oellm_autoexp.monitor.perform import Performer
 from oellm_autoexp.monitor.rules import RuleSet
@@ -55,7 +56,12 @@ class RealClock:
 
 
 class Loop:
-    """Leads a session until everything has a verdict."""
+    """Leads a session until everything has a verdict.
+
+    In a `rehearsal` nothing of the user's is run: commands, texts and messages of actions are recorded as
+    done without having been done, start conditions hold, and cancel and finish conditions do not. Time passes
+    in leaps, and a leap is no blindness.
+    """
 
     def __init__(
         self,
@@ -69,6 +75,7 @@ class Loop:
         executor: Executor,
         *,
         alarm: Alarm | None = None,
+        rehearsal: bool = False,
         listener: Callable[[ev.Event], None] = lambda _event: None,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
@@ -83,7 +90,8 @@ class Loop:
         self._rules: dict[str, RuleSet] = {}
         self._alarm = alarm
         self._rest = Rest(scheduler.capabilities.poll_interval_s)
-        self._observer = Observer(scheduler, paths, Checks(executor, effects), Series(effects))
+        checks = PlayedChecks(executor, effects) if rehearsal else Checks(executor, effects)
+        self._observer = Observer(scheduler, paths, checks, Series(effects))
         self._performer = Performer(
             session,
             scheduler,
@@ -96,7 +104,11 @@ class Loop:
             clock=clock.now,
             rules_of=self.rules_of,
             trouble=self._trouble,
+            rehearsal=rehearsal,
         )
+        #: The snapshot is for other programs; nobody reads it while virtual time flies.
+        self._snapshot_interval_s = math.inf if rehearsal else SNAPSHOT_INTERVAL_S
+        self._rehearsal = rehearsal
         self._poll_at = 0.0
         self._failures = 0
         self._snapshot_at = 0.0
@@ -227,6 +239,7 @@ class Loop:
             return {}
         self._failures = 0
         self._poll_at = now + interval
+        self._observer.expect(math.inf if self._rehearsal else interval)
         if self.session.blind:
             self.record(ev.Sighted(at=now))
         return facts
@@ -417,7 +430,7 @@ class Loop:
             self._warn(str(error))
 
     def _snapshot(self, now: float, *, force: bool = False) -> None:
-        if not self._changed or (now - self._snapshot_at < SNAPSHOT_INTERVAL_S and not force):
+        if not self._changed or (now - self._snapshot_at < self._snapshot_interval_s and not force):
             return
         try:
             snapshot.write(self.session, self._paths, self._effects, now)

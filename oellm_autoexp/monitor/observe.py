@@ -74,6 +74,11 @@ class Observer:
         #: High-water marks of counters by job, and when one of them last moved.
         self._marks: dict[str, dict[str, float]] = {}
         self._moved_at: dict[str, float] = {}
+        self._blind_gap_s = BLIND_GAP_S
+
+    def expect(self, interval_s: float) -> None:
+        """Be told how far apart the answers of the scheduler are meant to be: so long is no blindness."""
+        self._blind_gap_s = max(BLIND_GAP_S, 2.0 * interval_s)
 
     # ---- the scheduler
 
@@ -270,16 +275,15 @@ class Observer:
                     )
         return moved
 
-    @staticmethod
     def _count(
-        watch: _Watch, fact: SchedulerFact | None, grown: int, moved: bool, complete: bool, now: float
+        self, watch: _Watch, fact: SchedulerFact | None, grown: int, moved: bool, complete: bool, now: float
     ) -> None:
         """Silence is what was observed: between two answered looks, never across a blind gap."""
         if fact is None and not grown:
             return
         running = fact is not None and fact.state is SchedulerState.RUNNING
         gap = now - watch.looked_at if watch.looked_at is not None else 0.0
-        if not (running and complete) or gap < 0 or gap > BLIND_GAP_S:
+        if not (running and complete) or gap < 0 or gap > self._blind_gap_s:
             gap = 0.0
         watch.quiet_s = 0.0 if grown else watch.quiet_s + gap
         watch.still_s = 0.0 if moved else watch.still_s + gap

@@ -21,6 +21,7 @@ def planned(
     config_dir: str | Path | None = None,
     overrides: Sequence[str] = (),
     scheduler: str | None = None,
+    scenario: str | Path | None = None,
 ) -> PlanResult:
     """The plan of a config; jobs that its session has keep their names. Nothing is written.
 
@@ -30,7 +31,13 @@ def planned(
         StateError: the session's journal is damaged.
     """
     directory = Path(config_dir) if config_dir is not None else None
-    loaded = planning.load(str(config_ref), directory, list(overrides), scheduler=scheduler)
+    loaded = planning.load(
+        str(config_ref),
+        directory,
+        list(overrides),
+        scheduler=scheduler,
+        scenario=Path(scenario) if scenario is not None else None,
+    )
     if not loaded.paths.journal.is_dir():
         return planning.plan(loaded)
     # The machinery of sessions takes a tenth of a second to import; the first plan does without.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import io
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from typing import Any
 
 from oellm_autoexp.config import compose
 from oellm_autoexp.config.sockets import SchedulerInterface, made
-from oellm_autoexp.core.layout import SessionPaths, default_state_dir
-from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
+from oellm_autoexp.core.layout import REHEARSAL_DIR_NAME, SessionPaths, default_state_dir
+from oellm_autoexp.errors import ConfigError, Fault, StateError
 from oellm_autoexp.planning import plan as planning
 from oellm_autoexp.planning.plan import PlannedJob
 from oellm_autoexp.planning.provenance import provenance, redacted_override
@@ -23,6 +24,7 @@ from oellm_autoexp.planning.sweep_json import sweep_json
 from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicyConfig, in_force
 from oellm_autoexp.rendering import guard
 from oellm_autoexp.schedulers import slurm
+from oellm_autoexp.schedulers.fake import FakeSlurmClient
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store.effects import Effects
 
@@ -76,7 +78,7 @@ class Loaded:
 
 
 #: What a flag or `scheduler.class_name` may say for a registered class.
-SCHEDULERS = {"local": "LocalScheduler", "slurm": "SlurmClient"}
+SCHEDULERS = {"local": "LocalScheduler", "slurm": "SlurmClient", "fake": FakeSlurmClient.__name__}
 
 
 def load(
@@ -85,34 +87,42 @@ def load(
     overrides: Sequence[str] = (),
     *,
     scheduler: str | None = None,
+    scenario: Path | None = None,
     cwd: Path | None = None,
     effects: Effects | None = None,
 ) -> Loaded:
     """Compose a config, with every plug-in it names, and make its scheduler.
 
     `config_dir` (None: `./config` where there is one) is searched before the shipped groups. `scheduler`
-    ("local", "slurm", "fake") wins over the config. `cwd` (None: the process's) is where commands run, and
-    where relative references start.
+    ("local", "slurm", "fake") wins over the config; `scenario` is what happens on the fake cluster. `cwd`
+    (None: the process's) is where commands run, and where relative references start.
 
     Raises:
         ConfigError: every mistake in the config.
         UsageError: a scheduler that cannot be used.
     """
-    if scheduler == "fake":
-        hint = "use --local to run the jobs on this machine, or `plan` to only look at them"
-        raise UsageError("the fake cluster is not part of this version yet", where="--fake", hint=hint)
     where = cwd if cwd is not None else Path.cwd()
     if config_dir is None and (where / "config").is_dir():
         config_dir = Path("config")
-    composed = compose.load(
-        ref,
-        config_dir=config_dir,
-        overrides=overrides,
-        shorthands={"scheduler.class_name": SCHEDULERS[scheduler]} if scheduler else None,
-        load_plugins=plugins.load,
-        cwd=where,
-    )
+    shorthands = {"scheduler.class_name": SCHEDULERS[scheduler]} if scheduler else {}
+    if scenario is not None:
+        shorthands["scheduler.scenario"] = str(where / scenario)
+
+    def composed_with(more: Mapping[str, Any]) -> compose.Composed:
+        return compose.load(
+            ref,
+            config_dir=config_dir,
+            overrides=overrides,
+            shorthands={**shorthands, **more},
+            load_plugins=plugins.load,
+            cwd=where,
+        )
+
+    composed = composed_with({})
     section = _constant(composed, "scheduler")
+    if section.get("class_name") == FakeSlurmClient.__name__:
+        composed = composed_with(_apart(composed))
+        section["done_lines"] = [*section.get("done_lines", ()), *_success_texts(composed)]
     root = compose.parse_root({"project": {"name": composed.project.name}, "scheduler": section})
     project = composed.project
     base = Path(project.base_output_dir)
@@ -171,6 +181,32 @@ def require_group(loaded: Loaded) -> None:
             f"find {place} -type d -exec chmod 2770 {{}} +"
         )
         raise StateError(f"is not open to the group {group} (project.group)", where=where, hint=hint)
+
+
+def _apart(composed: compose.Composed) -> dict[str, Any]:
+    """Where a rehearsal has its state and its outputs: in a subtree of its own, whatever the config says."""
+    base = Path(composed.project.base_output_dir) / REHEARSAL_DIR_NAME
+    keys: dict[str, Any] = {"project.base_output_dir": str(base), "project.state_dir": None}
+    for section, key in (("slurm", "script_dir"), ("slurm", "log_dir"), ("monitoring", "log_path_template")):
+        if (composed.tree.folded.get(section) or {}).get(key) is not None:
+            keys[f"{section}.{key}"] = None
+    outputs = (composed.tree.folded.get("monitoring") or {}).get("output_paths")
+    if outputs:
+        keys["monitoring.output_paths"] = [path for path in outputs if not str(path).startswith("/")]
+    return keys
+
+
+def _success_texts(composed: compose.Composed) -> list[str]:
+    """What the config wants to read in a log before an end is a success, as far as that is plain text."""
+    folded = composed.tree.folded
+    monitoring = folded.get("monitoring") or {}
+    texts = [(folded.get(section) or {}).get("termination_string") for section in ("job", "monitoring")]
+    for signal in (monitoring.get("log_signals") or {}).values():
+        if isinstance(signal, Mapping) and signal.get("mode") == "success":
+            pattern = str(signal.get("pattern", ""))
+            if signal.get("pattern_type") == "substring" or re.escape(pattern) == pattern.replace(" ", r"\ "):
+                texts.append(pattern)
+    return [text for text in texts if isinstance(text, str) and text]
 
 
 def require_submitting(loaded: Loaded) -> None:

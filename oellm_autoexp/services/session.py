@@ -18,8 +18,10 @@ from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.model import Job, JobState
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import StateError, UsageError, did_you_mean
+from oellm_autoexp.monitor.checks import InlineExecutor
 from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
 from oellm_autoexp.monitor.wake import Alarm
+from oellm_autoexp.schedulers.fake import FakeSlurmClient
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store import inbox, journal
@@ -194,6 +196,11 @@ class _Scheduler:
     entry: SchedulerConfig
 
 
+def clock_of(scheduler: SchedulerInterface) -> Clock:
+    """The time in which the jobs of a scheduler live."""
+    return scheduler.clock if isinstance(scheduler, FakeSlurmClient) else RealClock()
+
+
 def lead(
     paths: SessionPaths,
     scheduler: SchedulerInterface | None = None,
@@ -207,13 +214,15 @@ def lead(
     Raises:
         NotLeader: another process leads it.
     """
-    effects, clock, watch = effects or Effects.of(paths.state_dir), clock or RealClock(), watch or Watch()
+    effects, watch = effects or Effects.of(paths.state_dir), watch or Watch()
+    # Who leads is a matter of this machine's time, whatever time the jobs live in.
+    real = RealClock()
     written, history = journal.Journal.lead(
         paths,
         effects,
-        now=clock.now(),
-        monotonic=clock.monotonic,
-        wait=clock.wait,
+        now=real.now(),
+        monotonic=real.monotonic,
+        wait=real.wait,
         on_wait=lambda leader: watch.warn(_waiting_for(leader)),
     )
     session = Session()
@@ -225,6 +234,21 @@ def lead(
         source = session.opened.source
         plugins.load([str(item) for item in source.get("plugins", [])], Path(source.get("directory", ".")))
         scheduler = scheduler_of(session.opened.scheduler, paths, effects)
+    clock = clock or clock_of(scheduler)
+    if isinstance(scheduler, FakeSlurmClient):
+        return Loop(
+            session,
+            written,
+            scheduler,
+            scheduler,
+            paths,
+            effects,
+            clock,
+            InlineExecutor(),
+            rehearsal=True,
+            listener=watch.on_event,
+            warn=watch.warn,
+        )
     local = LocalScheduler(
         LocalSchedulerConfig(), effects=effects, state_dir=paths.state_dir / "actions" / "scheduler"
     )
@@ -277,11 +301,11 @@ def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bo
                 where=str(paths.state_dir),
                 hint="the command stays in its inbox and is carried out when it is able to",
             )
-        return _led_command(paths, effects, clock, identity)
-    return _led_command(paths, effects, clock, inbox.drop(paths, effects, verb, args, now=clock.now()))
+        return _led_command(paths, effects, identity)
+    return _led_command(paths, effects, inbox.drop(paths, effects, verb, args, now=clock.now()))
 
 
-def _led_command(paths: SessionPaths, effects: Effects, clock: Clock, identity: str) -> tuple[bool, str]:
+def _led_command(paths: SessionPaths, effects: Effects, identity: str) -> tuple[bool, str]:
     """Lead for one tick, which takes the command from the inbox like any leader, and find its answer."""
     answers: list[ev.CommandAnswered] = []
 
@@ -289,7 +313,7 @@ def _led_command(paths: SessionPaths, effects: Effects, clock: Clock, identity: 
         if isinstance(event, ev.CommandAnswered) and event.command == identity:
             answers.append(event)
 
-    loop = lead(paths, effects=effects, clock=clock, watch=Watch(on_event=hear))
+    loop = lead(paths, effects=effects, watch=Watch(on_event=hear))
     try:
         loop.tick()
     finally:

@@ -13,8 +13,9 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
+from oellm_autoexp.schedulers.fake import FakeSlurmClient
 from oellm_autoexp.services.plan import PlanResult, provenance_of, require_group, require_submitting, write
-from oellm_autoexp.services.session import Watch, check_project, command, lead, replay
+from oellm_autoexp.services.session import Watch, check_project, clock_of, command, lead, replay
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry
@@ -66,15 +67,19 @@ def submit(
         ConfigError, StateError, UsageError: as `preview`.
     """
     done = preview(result, update=update, prune=prune)
-    loaded, clock, effects = result.loaded, RealClock(), result.loaded.effects
+    loaded = result.loaded
+    is_fake = isinstance(loaded.scheduler, FakeSlurmClient)
+    # A rehearsal that a power cut has taken is played again.
+    effects = Effects(durable=False) if is_fake else loaded.effects
+    clock = clock_of(loaded.scheduler)
     paths, now = loaded.paths, clock.now()
     write(result, effects)
     entry = Entry(
-        name=loaded.project,
+        name=f"{loaded.project}.fake" if is_fake else loaded.project,
         state_dir=str(paths.state_dir),
         project=loaded.project,
         config_ref=str(loaded.source.get("config", "")),
-        created=now,
+        created=RealClock().now(),
     )
     # In the user's own home, which is open to nobody.
     Registry().register(Effects(), entry)

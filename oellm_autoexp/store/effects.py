@@ -31,13 +31,15 @@ _GROUP_DIR_MODE = 0o2770
 class Effects:
     """Real effects. `step` is called with the name and target of each before and after it happens.
 
-    `group`: a numeric group id that may read and write private files and directories too.
+    `group`: a numeric group id that may read and write private files and directories too. What need not
+    outlive the machine (a rehearsal) is not `durable`: nothing waits for a disk.
     """
 
     group: int | None = None
 
-    def __init__(self, *, group: int | None = None) -> None:
+    def __init__(self, *, group: int | None = None, durable: bool = True) -> None:
         self.group = group
+        self._durable = durable
 
     @classmethod
     def of(cls, state_dir: Path) -> Effects:
@@ -109,7 +111,7 @@ class Effects:
                     temp.unlink()
                 raise
             if durable:
-                fsync_dir(path.parent)
+                self._fsync_dir(path.parent)
 
     def create(self, path: Path, data: bytes, *, mode: int) -> bool:
         """Create a file that nobody reads before the caller's `sync`; False when the name is taken.
@@ -131,6 +133,8 @@ class Effects:
     def sync(self, path: Path) -> None:
         """Make everything that was written to the file system of the directory `path` durable (syncfs(2))."""
         with self._effect("sync", path):
+            if not self._durable:
+                return
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 libc = ctypes.CDLL(None, use_errno=True)
@@ -159,7 +163,7 @@ class Effects:
             finally:
                 with contextlib.suppress(OSError):
                     temp.unlink()
-            fsync_dir(path.parent)
+            self._fsync_dir(path.parent)
         return True
 
     def _write_synced(self, path: Path, data: bytes, mode: int, durable: bool = True) -> None:
@@ -168,9 +172,17 @@ class Effects:
             self._share(fd, mode)
             write_all(fd, data)
             if durable:
-                os.fsync(fd)
+                self._fsync(fd)
         finally:
             os.close(fd)
+
+    def _fsync(self, fd: int) -> None:
+        if self._durable:
+            os.fsync(fd)
+
+    def _fsync_dir(self, path: Path) -> None:
+        if self._durable:
+            fsync_dir(path)
 
     def write_at(self, fd: int, data: bytes, offset: int, target: str) -> None:
         """Write at a place of an open file; durable only after `fsync`. Repeating it changes nothing."""
@@ -180,7 +192,7 @@ class Effects:
 
     def fsync(self, fd: int, target: str) -> None:
         with self._effect("fsync", target):
-            os.fsync(fd)
+            self._fsync(fd)
 
     def append(self, path: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
         """Append to a file of the user's (or a `private` one of ours), creating it."""
@@ -193,11 +205,11 @@ class Effects:
                     self._share(fd, mode)
                 write_all(fd, data)
                 if durable:
-                    os.fsync(fd)
+                    self._fsync(fd)
             finally:
                 os.close(fd)
             if durable and new:
-                fsync_dir(path.parent)
+                self._fsync_dir(path.parent)
 
     def unlink(self, path: Path) -> None:
         """Remove a file; a missing one is fine."""
@@ -208,7 +220,7 @@ class Effects:
         """Give a directory another name in the same parent, durably; `target` must not exist or be empty."""
         with self._effect("rename", path):
             path.rename(target)
-            fsync_dir(target.parent)
+            self._fsync_dir(target.parent)
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory with all that is in it; a missing one is fine. Links in it are not followed.

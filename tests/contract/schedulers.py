@@ -18,6 +18,7 @@ from oellm_autoexp.config.sockets import SchedulerInterface, Submission, Task
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.rendering import guard
+from oellm_autoexp.schedulers.fake import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.store.effects import Effects
 
@@ -133,7 +134,28 @@ class LocalBench(Bench):
         return LocalScheduler(config, effects=self.effects, state_dir=self.root / "state")
 
 
-BENCHES: dict[str, type[Bench]] = {"local": LocalBench}
+class FakeBench(Bench):
+    """Virtual time; a task's name says whether it ends by itself."""
+
+    runs_commands = False
+    scheduler: FakeSlurmClient
+
+    def make(self) -> FakeSlurmClient:
+        path = self.root / "scenario.yaml"
+        path.write_text(
+            "pace: 1\nstride: 60\njobs:\n- {match: 'hold-*', work: 300d}\n- {work: 0, startup: 1}\n"
+        )
+        config = FakeSlurmClientConfig(scenario=str(path))
+        return FakeSlurmClient(config, effects=self.effects, state_dir=self.root / "state")
+
+    def task(self, name: str, command: str, environment: Mapping[str, str] | None = None) -> Task:
+        return super().task(f"hold-{name}" if command == HOLD else name, command, environment)
+
+    def pass_time(self) -> None:
+        self.scheduler.clock.wait(1.0)
+
+
+BENCHES: dict[str, type[Bench]] = {"local": LocalBench, "fake": FakeBench}
 
 
 def submit_and_die(name: str, root: str, count: int, last: int) -> None:

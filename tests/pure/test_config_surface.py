@@ -210,9 +210,8 @@ def test_a_command_runs_where_its_config_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("scheduler: {class_name: fake}", "there are slurm, local"),
-        ("slurm: {client: {class_name: FakeSlurmClient}}", "there are slurm, local"),
-        ("scheduler: {class_name: kubernetes}", "there are slurm, local"),
+        ("scheduler: {class_name: kubernetes}", "there are slurm, local, fake"),
+        ("slurm: {client: {class_name: KubernetesScheduler}}", "there are slurm, local, fake"),
         ("slurm: {arry: true}", "did you mean `array`?"),
         ("slurm: {sbatch: {time: 24:00:00}}", 'time: "24:00:00"'),
         ("slurm: {environment: {A: '${oc.env:AUTOEXP_NOT_SET}'}}", "AUTOEXP_NOT_SET"),

@@ -1,0 +1,347 @@
+"""A Slurm cluster that only exists in virtual time: `submit --fake` plays a config on it.
+
+Nothing of the user's is executed. Jobs do what a scenario says (`fake_scenario`), and the guards' files and
+logs are written as a real cluster's jobs would leave them. The clock moves when somebody waits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compoconf import ConfigInterface, register
+
+from oellm_autoexp.config import scenario as scenarios
+from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
+from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
+from oellm_autoexp.core.script import ScriptRequest
+from oellm_autoexp.core.times import parse_time
+from oellm_autoexp.errors import (
+    SchedulerUnavailable,
+    StateError,
+    SubmitDeferred,
+    SubmitRejected,
+    SubmitUnclear,
+    UsageError,
+)
+from oellm_autoexp.rendering import templates
+from oellm_autoexp.schedulers import slurm_text
+from oellm_autoexp.schedulers.fake_cluster import FakeCluster, Record, by_token
+from oellm_autoexp.schedulers.fake_files import VERSION, Inputs, JobFiles
+from oellm_autoexp.schedulers.fake_queue import FakeJob
+from oellm_autoexp.schedulers.fake_run import JobRequest
+from oellm_autoexp.schedulers.fake_scenario import ClusterFault, Scenario
+from oellm_autoexp.store.effects import Effects
+
+CLUSTER = "fake"
+#: What squeue calls it, where that is not a word of ours.
+_STATES = {"SUSPENDED": "HELD", "CONFIGURING": "HELD"}
+_SHORT = {"N": "nodes", "t": "time", "p": "partition"}
+_CHECKPOINTS = re.compile(r"^\s*export AUTOEXP_CHECKPOINT_DIR=(.*)$", re.MULTILINE)
+
+
+@dataclass(kw_only=True)
+class FakeSlurmClientConfig(ConfigInterface):
+    """`scenario`: the file that says what happens (None: a quiet cluster on which every job works).
+
+    `done_lines`: what every job writes when its work is done, beside the scenario's own line.
+    """
+
+    scenario: str | None = None
+    done_lines: list[str] = field(default_factory=list)
+    max_jobs: int | None = None
+    submit_rate_limit_seconds: float | None = None
+    breaker: int | None = 3
+
+    def __post_init__(self) -> None:
+        if self.max_jobs is not None and self.max_jobs < 1:
+            raise ValueError(f"max_jobs must be at least 1, got {self.max_jobs}")
+
+
+class VirtualClock:
+    """The time of a fake cluster, which passes while somebody waits for it."""
+
+    def __init__(self, client: FakeSlurmClient) -> None:
+        self._client = client
+
+    def now(self) -> float:
+        return self._client.played.now
+
+    def monotonic(self) -> float:
+        return self._client.played.now
+
+    def wait(self, seconds: float) -> None:
+        """Let so much time pass, and on to the next event within the scenario's `pace` and `stride`.
+
+        Raises:
+            StateError: the scenario's horizon is reached.
+        """
+        self._client.pass_time(seconds)
+
+
+@register
+class FakeSlurmClient(SchedulerInterface):
+    """Talks to a cluster that it plays itself; the next process finds it as the last one left it."""
+
+    config: FakeSlurmClientConfig
+    config_class = FakeSlurmClientConfig
+
+    def __init__(self, config: FakeSlurmClientConfig, *, effects: Effects, state_dir: Path) -> None:
+        super().__init__(config)
+        self._path = state_dir / "cluster.jsonl"
+        self._inputs = Inputs(self._path, effects)
+        self._files = JobFiles(effects)
+        self._played: FakeCluster | None = None
+        self.scenario = Scenario()
+        if config.scenario is not None:
+            self.scenario = scenarios.load(Path(config.scenario), Scenario)
+        self.clock = VirtualClock(self)
+        #: How often each command was called.
+        self.calls: Counter[str] = Counter()
+        self.cluster = CLUSTER
+        habits = self.scenario.cluster
+        self.capabilities = Capabilities(
+            max_array_size=habits.max_array_size,
+            find_grace_s=2 * self.scenario.pace,
+            gone_grace_s=2 * self.scenario.pace,
+            poll_interval_s=self.scenario.pace,
+        )
+
+    def render(self, request: ScriptRequest) -> str:
+        lines = slurm_text.directives(request.name, request.slurm)
+        return templates.render_job_script(request, directives=lines)
+
+    # ---- the cluster and its time
+
+    @property
+    def played(self) -> FakeCluster:
+        """The cluster as it is now.
+
+        Raises:
+            StateError: its history is damaged.
+            UsageError: it began with another scenario.
+        """
+        if self._played is None:
+            self._played = self._resumed()
+        return self._played
+
+    def _resumed(self) -> FakeCluster:
+        """The cluster that the history gives. Only what came last may not have been written to its end."""
+        cluster = FakeCluster(self.scenario, self._files, done_lines=self.config.done_lines)
+        records = iter(self._inputs.read())
+        head = next(records, None)
+        if head is None:
+            return cluster
+        if head.get("scenario") != self._head["scenario"]:
+            hint = "remove that directory to begin anew, or give the scenario that it began with"
+            what = "this rehearsal began with another scenario"
+            raise UsageError(what, where=str(self._path.parent.parent), hint=hint)
+        for record in records:
+            self._files.skip()
+            cluster.advance(record["at"])
+            _apply(cluster, record)
+        self._flush()
+        return cluster
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        told = {**asdict(self.scenario), "done_lines": self.config.done_lines}
+        return {"version": VERSION, "scenario": json.loads(json.dumps(told))}
+
+    def _ask_for(self, **record: Any) -> None:
+        """Put into the history what is about to be asked.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self._path.exists():
+            self._inputs.add(self._head)
+        self._inputs.add({"at": self.played.now, **record})
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; see `VirtualClock.wait`."""
+        cluster, scenario = self.played, self.scenario
+        until = cluster.now + max(seconds, scenario.pace)
+        if cluster.next_at > until:
+            until = max(until, min(cluster.next_at, cluster.now + scenario.stride))
+        if until - scenario.start > scenario.horizon:
+            days = scenario.horizon / 86400
+            what = f"the rehearsal has not come to an end within {days:g} days of virtual time"
+            hint = "`status` shows what goes on for ever; `horizon` in the scenario allows more"
+            raise StateError(what, where=str(self._path.parent.parent), hint=hint)
+        try:
+            self._ask_for(until=until)
+        except OSError as error:
+            raise StateError(error.strerror or str(error), where=str(error.filename or self._path)) from error
+        cluster.advance(until)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._files.flush()
+        except OSError:
+            # The jobs' disk is full: what they write comes later, as from the cache of a file system.
+            return
+
+    def befall(self, fault: ClusterFault) -> None:
+        """A fault beside those of the scenario, now."""
+        self._ask_for(fault=asdict(fault))
+        self.played.befall(fault)
+
+    # ---- the socket
+
+    def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
+        self.calls["sbatch"] += 1
+        requests = [_request(task) for task in submission.tasks]
+        try:
+            self._ask_for(submit=submission.token, jobs=[asdict(request) for request in requests])
+        except OSError as error:
+            raise SchedulerUnavailable(error.strerror or str(error), where=str(self._path)) from error
+        return [_ref(job) for job in self.played.submit(submission.token, requests)]
+
+    def find(self, tokens: Sequence[str]) -> Mapping[str, Sequence[SchedulerRef]]:
+        self.calls["squeue"] += 1
+        self.played.ask()
+        found = by_token(self.played.jobs, frozenset(tokens))
+        missing = [token for token in tokens if token not in found]
+        if missing and self.scenario.cluster.accounting:
+            self.calls["sacct"] += 1
+            past: dict[str, FakeJob] = {
+                f"{number}": record.job
+                for number, record in enumerate(self._records())
+                if record.token in missing
+            }
+            found.update(by_token(past, frozenset(missing)))
+        return {token: [_ref(job) for job in found[token]] for token in tokens if token in found}
+
+    def _records(self) -> Iterable[Record]:
+        for records in self.played.records.values():
+            yield from (record for record in records if record.known_at <= self.played.now)
+
+    def poll(self, refs: Sequence[SchedulerRef]) -> Mapping[SchedulerRef, SchedulerFact]:
+        self.calls["squeue"] += 1
+        self.played.ask()
+        facts = {}
+        for ref in refs:
+            job = self.played.jobs.get(ref.id)
+            if job is not None and _ref(job) == ref:
+                facts[ref] = _fact(job)
+            else:
+                facts[ref] = self._accounted(ref)
+        return facts
+
+    def _accounted(self, ref: SchedulerRef) -> SchedulerFact:
+        """What sacct says of a job that the controller has forgotten."""
+        for record in self.played.records.get(ref.id, ()):
+            if _ref(record.job) == ref and record.known_at <= self.played.now:
+                return _fact(record.job)
+        return SchedulerFact(state=SchedulerState.GONE)
+
+    def cancel(self, refs: Sequence[SchedulerRef]) -> None:
+        self.calls["scancel"] += 1
+        self.played.ask()
+        known = [(ref, self.played.jobs.get(ref.id)) for ref in refs]
+        ids = [ref.id for ref, job in known if job is not None and _ref(job) == ref]
+        if ids:
+            self._ask_for(cancel=ids)
+            self.played.cancel(ids)
+
+    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
+        self.calls["scontrol"] += 1
+        job = self.played.jobs.get(ref.id)
+        self.played.ask()
+        if changes.keys() != {"time_limit_s"} or job is None or _ref(job) != ref:
+            what = f"Invalid job id specified for job {ref.id}"
+            raise SubmitRejected(what if changes.keys() == {"time_limit_s"} else f"cannot change {changes}")
+        self._ask_for(limit=ref.id, seconds=float(changes["time_limit_s"]))
+        self.played.limit(ref.id, float(changes["time_limit_s"]))
+
+
+def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:
+    """What was asked once, again; an answer that was an error then is one now."""
+    try:
+        if "until" in record:
+            cluster.advance(record["until"])
+        elif "submit" in record:
+            cluster.submit(record["submit"], [JobRequest(**each) for each in record["jobs"]])
+        elif "cancel" in record:
+            cluster.cancel(record["cancel"])
+        elif "limit" in record:
+            cluster.limit(record["limit"], record["seconds"])
+        elif "fault" in record:
+            cluster.befall(ClusterFault(**record["fault"]))
+    except (SchedulerUnavailable, SubmitRejected, SubmitDeferred, SubmitUnclear):
+        return
+
+
+def _ref(job: FakeJob) -> SchedulerRef:
+    return SchedulerRef(
+        id=job.id, cluster=CLUSTER, token=job.token, task=job.task, submitted_at=job.submitted_at
+    )
+
+
+def _fact(job: FakeJob) -> SchedulerFact:
+    return SchedulerFact(
+        state=SchedulerState(_STATES.get(job.state, job.state)),
+        reason="" if job.reason == "None" else job.reason,
+        exit_code=job.exit_code if job.ended else None,
+        signal=job.signal if job.ended else 0,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        nodes=",".join(job.nodes),
+        restart_count=job.restarts,
+    )
+
+
+def _request(task: Task) -> JobRequest:
+    """What sbatch makes of a task: the directives of its script, and what is given beside it.
+
+    Raises:
+        SubmitRejected: the script cannot be read, or an option cannot be understood.
+    """
+    try:
+        script = Path(task.script_path).read_text(errors="replace")
+    except OSError as error:
+        what = f"sbatch: error: Unable to open file {task.script_path}"
+        raise SubmitRejected(what) from error
+    options = _options(script)
+    try:
+        limit = float(task.time_limit_s) if task.time_limit_s is not None else None
+        if limit is None and "time" in options:
+            seconds = parse_time(options["time"])
+            limit = None if seconds is None else float(seconds)
+        nodes = int(options.get("nodes", "1").partition("-")[0])
+    except ValueError as error:
+        raise SubmitRejected(f"sbatch: error: {error}") from error
+    found = _CHECKPOINTS.search(script)
+    requeue = True if "requeue" in options else False if "no-requeue" in options else None
+    return JobRequest(
+        name=task.name,
+        log_path=task.log_path,
+        attempt_dir=task.attempt_dir,
+        attempt=int(task.environment.get("AUTOEXP_ATTEMPT", "1")),
+        checkpoint_dir=shlex.split(found[1])[0] if found else "",
+        nodes=max(1, nodes),
+        time_limit=limit,
+        partition=options.get("partition", ""),
+        requeue=requeue,
+    )
+
+
+def _options(script: str) -> dict[str, str]:
+    """The directives of a script: those before its first command, by their long names (sbatch(1))."""
+    options: dict[str, str] = {}
+    for line in script.splitlines():
+        if line.startswith("#SBATCH "):
+            words = shlex.split(line[8:], comments=True)
+            name, _, value = words[0].lstrip("-").partition("=") if words else ("", "", "")
+            options[_SHORT.get(name, name)] = value or " ".join(words[1:])
+        elif line.strip() and not line.startswith("#"):
+            break
+    return options

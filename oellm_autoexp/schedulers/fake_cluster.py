@@ -1,0 +1,411 @@
+"""A Slurm cluster over virtual time: a heap of what happens next, and nothing else that moves.
+
+Deterministic: the same scenario and the same calls at the same times give the same states and the same
+bytes. Nothing is executed, and no clock is read. Words and habits are those of Slurm 22.05.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
+from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
+from oellm_autoexp.schedulers.fake_faults import Faults
+from oellm_autoexp.schedulers.fake_queue import FakeJob, Node, partition_of, starts
+from oellm_autoexp.schedulers.fake_run import (
+    KILLED,
+    TERMINATED,
+    Files,
+    JobRequest,
+    Kind,
+    Run,
+    Step,
+    steps,
+    total_work,
+)
+from oellm_autoexp.schedulers.fake_scenario import ClusterFault, Scenario
+
+#: A guard sees at its next heartbeat that a later start has taken over.
+HEARTBEAT_S = 30.0
+_REFUSED = "sbatch: error: Batch job submission failed"
+#: What keeps the controller from answering, and what its clients say then.
+_SILENT = {
+    "down": "Unable to contact slurm controller (connect failure)",
+    "frozen": "Socket timed out on send/recv operation",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What sacct knows of a job that has ended."""
+
+    token: str
+    task: int
+    known_at: float
+    job: FakeJob
+
+
+class FakeCluster:
+    """The cluster at one moment; `advance` moves it."""
+
+    def __init__(self, scenario: Scenario, files: Files, *, done_lines: Sequence[str] = ()) -> None:
+        self.scenario = scenario
+        self.now = scenario.start
+        self.jobs: dict[str, FakeJob] = {}
+        width = len(str(scenario.cluster.nodes))
+        names = [f"node{number:0{width}d}" for number in range(1, scenario.cluster.nodes + 1)]
+        self.nodes = {name: Node(name) for name in names}
+        #: Ended jobs by id; a reused id has several.
+        self.records: dict[str, list[Record]] = {}
+        #: The work that each job has saved, in seconds.
+        self.saved: dict[str, float] = {}
+        #: "" if the controller answers, else "down" or "frozen".
+        self.silent = ""
+        self.silent_until = 0.0
+        self._files = files
+        self._done_lines = tuple(done_lines)
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self.next_id = 1
+        self._reuses = any(fault.kind == "crash" for fault in scenario.faults)
+        self._owners: dict[str, Run] = {}
+        self.lose_answer = False
+        self._scheduling = False
+        self._faults = Faults(self)
+
+    # ---- time
+
+    def advance(self, until: float) -> None:
+        """Let everything happen up to a moment; an earlier one than now changes nothing."""
+        while self._heap and self._heap[0][0] <= until:
+            at, _, what, arguments = heapq.heappop(self._heap)
+            self.now = max(self.now, at)
+            what(*arguments)
+        self.now = max(self.now, until)
+
+    @property
+    def next_at(self) -> float:
+        """When something happens next; infinity for never."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def at(self, at: float, what: Callable[..., None], *arguments: Any) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (max(at, self.now), self._count, what, arguments))
+
+    # ---- what clients ask
+
+    def ask(self) -> None:
+        """Whether the controller answers.
+
+        Raises:
+            SchedulerUnavailable: it does not, in the words of Slurm's commands.
+        """
+        if self.silent:
+            raise SchedulerUnavailable(f"slurm_load_jobs error: {_SILENT[self.silent]}")
+
+    def submit(self, token: str, requests: Sequence[JobRequest]) -> list[FakeJob]:
+        """sbatch: one job, or an array.
+
+        Raises:
+            SubmitRejected, SubmitDeferred, SchedulerUnavailable: it was not taken.
+            SubmitUnclear: it was, or will be, and nobody is told.
+        """
+        habits = self.scenario.cluster
+        if self.silent == "down":
+            raise SchedulerUnavailable(f"{_REFUSED}: {_SILENT['down']}")
+        if len(requests) > habits.max_array_size:
+            raise SubmitRejected(f"{_REFUSED}: Invalid job array specification")
+        for request in requests:
+            if partition_of(habits, request) is None:
+                what = "Invalid partition name specified"
+                raise SubmitRejected(f"{_REFUSED}: {what}")
+        if self.silent == "frozen":
+            self.at(self.silent_until, self._take_late, token, tuple(requests))
+            raise SubmitUnclear(f"{_REFUSED}: {_SILENT['frozen']}")
+        alive = sum(1 for job in self.jobs.values() if not job.ended)
+        if habits.max_submit_jobs is not None and alive + len(requests) > habits.max_submit_jobs:
+            what = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+            raise SubmitDeferred(f"{_REFUSED}: {what}")
+        jobs = self._take(token, requests)
+        if self.lose_answer:
+            self.lose_answer = False
+            raise SubmitUnclear(f"{_REFUSED}: {_SILENT['frozen']}")
+        return jobs
+
+    def _take_late(self, token: str, requests: Sequence[JobRequest]) -> None:
+        self._take(token, requests)
+
+    def _take(self, token: str, requests: Sequence[JobRequest]) -> list[FakeJob]:
+        habits, number = self.scenario.cluster, self.next_id
+        used = {job.id.partition("_")[0] for job in self.jobs.values()} if self._reuses else ()
+        while str(number) in used:
+            number += 1
+        self.next_id = number + len(requests)
+        taken = []
+        for task, request in enumerate(requests):
+            limit = request.time_limit if request.time_limit is not None else habits.default_time
+            job = FakeJob(
+                id=f"{number}_{task}" if len(requests) > 1 else str(number),
+                token=token,
+                task=task,
+                request=request,
+                submitted_at=self.now,
+                time_limit=limit,
+            )
+            if habits.queue_wait:
+                stream = self.scenario.stream("wait", request.name, request.attempt)
+                job.eligible_at = self.now + stream.expovariate(1.0 / habits.queue_wait)
+                self.at(job.eligible_at, self.wake)
+            self.jobs[job.id] = job
+            taken.append(job)
+        self.wake()
+        return taken
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        """scancel; unknown and ended ones are fine.
+
+        Raises:
+            SchedulerUnavailable: nobody answered, and nothing was done.
+        """
+        if self.silent:
+            raise SchedulerUnavailable(f"scancel: error: Kill job error: {_SILENT[self.silent]}")
+        for identity in ids:
+            job = self.jobs.get(identity)
+            if job is not None and job.pending:
+                # The reason stays, as squeue shows it.
+                self._conclude(job, "CANCELLED", job.reason)
+            elif job is not None and job.state == "RUNNING":
+                self.end_run(job, "cancel", ("CANCELLED", "None"))
+
+    def limit(self, identity: str, seconds: float) -> None:
+        """scontrol update TimeLimit.
+
+        Raises:
+            SchedulerUnavailable: nobody answered.
+            SubmitRejected: there is no such job, or it has ended.
+        """
+        self.ask()
+        job = self.jobs.get(identity)
+        if job is None or job.ended:
+            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        job.time_limit = seconds
+        if job.state == "RUNNING":
+            self._plan_limit(job)
+        self.wake()
+
+    def befall(self, fault: ClusterFault) -> None:
+        """A fault beside those of the scenario, now."""
+        self._faults.happen(fault)
+
+    # ---- the queue
+
+    def wake(self) -> None:
+        if not self._scheduling:
+            self._scheduling = True
+            self.at(self.now + self.scenario.cluster.scheduling_delay, self._schedule)
+
+    def _schedule(self) -> None:
+        self._scheduling = False
+        if self.silent:
+            return  # It is made up for when the controller is back.
+        pending = [job for job in self.jobs.values() if job.pending]
+        running = [job for job in self.jobs.values() if job.nodes and not job.ended]
+        for job, nodes in starts(self.scenario.cluster, pending, running, self.nodes, self.now):
+            self._start(job, nodes)
+
+    def _start(self, job: FakeJob, nodes: tuple[str, ...]) -> None:
+        for name in nodes:
+            self.nodes[name].job = job.id
+        job.state, job.reason, job.nodes = "RUNNING", "None", nodes
+        job.started_at, job.ended_at, job.life = self.now, None, job.life + 1
+        request, scenario = job.request, self.scenario
+        play = scenario.play_of(request.name)
+        work = self.saved.get(request.name, 0.0)
+        total = total_work(play, scenario.stream("work", request.name))
+        stream = scenario.stream("run", request.name, request.attempt, job.restarts)
+        run = job.run = Run(
+            job=job.id,
+            request=request,
+            play=play,
+            restarts=job.restarts,
+            nodes=nodes,
+            started_at=self.now,
+            generation=0,
+            steps=steps(play, request, work, total, stream, self._done_lines),
+            total=total,
+            work=work,
+        )
+        owner = self._owners.get(request.attempt_dir)
+        if owner is not None and (owner.job != job.id or owner.restarts >= job.restarts):
+            text = f"autoexp guard: attempt is owned by {owner.job} on {owner.nodes[0]}; this copy ends\n"
+            self._files.append(request.log_path, text)
+            self.at(self.now, self._exits, run, EXIT_CLAIM_LOST, False)
+            return
+        if owner is not None:
+            run.generation = owner.generation + 1
+            if owner.alive:
+                self.at(self.now + HEARTBEAT_S, self._superseded, owner)
+        self._owners[request.attempt_dir] = run
+        self._files.write(run.path("claim"), run.claim_text(job.token))
+        self._files.write(run.path("start"), run.start_text(job.token))
+        self._plan_limit(job)
+        self._plan_step(run)
+
+    def _plan_limit(self, job: FakeJob) -> None:
+        assert job.started_at is not None
+        at = job.started_at + job.time_limit + self.scenario.cluster.over_time
+        self.at(at, self._over_time, job, job.life)
+
+    def _over_time(self, job: FakeJob, life: int) -> None:
+        limit = self.scenario.cluster.over_time + job.time_limit
+        if job.life != life or job.state != "RUNNING" or self.now < (job.started_at or 0.0) + limit:
+            return
+        if self.silent:
+            self.at(self.silent_until, self._over_time, job, life)
+            return
+        at = f"CANCELLED AT {self.now:.0f} DUE TO TIME LIMIT"
+        text = f"slurmstepd: error: *** JOB {job.id} ON {job.nodes[0]} {at} ***\n"
+        self._files.append(job.request.log_path, text)
+        self.end_run(job, "timeout", ("TIMEOUT", "TimeLimit"))
+
+    # ---- what runs
+
+    def _plan_step(self, run: Run) -> None:
+        run.next = next(run.steps, None)
+        if run.next is not None:
+            self.at(self.now + run.next.after_s, self._step, run, run.next)
+
+    def _step(self, run: Run, step: Step) -> None:
+        if not run.alive or run.next is not step:
+            return
+        run.work, run.since, run.working = step.work, self.now, step.working
+        if step.lines:
+            self._files.append(run.request.log_path, run.text(step.lines, step.work))
+        if step.kind is Kind.SAVE:
+            self._save(run)
+        if step.kind is Kind.END:
+            self._exits(run, step.code, step.killed, step.oom)
+        elif step.kind is not Kind.HANG:
+            self._plan_step(run)
+
+    def _save(self, run: Run) -> None:
+        name = run.request.name
+        self.saved[name] = max(run.work, self.saved.get(name, 0.0))
+
+    def end_run(self, job: FakeJob, order: str, verdict: tuple[str, str]) -> None:
+        """SIGTERM to a job; SIGKILL to what has not ended after `kill_wait`."""
+        job.verdict = verdict
+        run = job.run
+        if run is None or run.lost or not run.alive:
+            self.done(job, *verdict)
+            return
+        if run.order:
+            return
+        run.order, run.cause, run.next = order, "signal:TERM", None
+        run.work, run.working = run.work_at(self.now), False
+        job.state, job.ended_at = "COMPLETING", self.now
+        play, wait = run.play, self.scenario.cluster.kill_wait
+        takes = play.stop_takes + (play.checkpoint_takes if play.saves_when_stopped else 0.0)
+        self.at(self.now + min(takes, wait), self._stopped, run, takes <= wait)
+
+    def _stopped(self, run: Run, in_time: bool) -> None:
+        if not run.alive:
+            return
+        if in_time and run.play.saves_when_stopped:
+            self._files.append(run.request.log_path, run.text((run.play.lines.saved,), run.work))
+            self._save(run)
+        self._exits(run, TERMINATED if in_time else KILLED, not in_time)
+
+    def _exits(self, run: Run, code: int, killed: bool, oom: bool = False) -> None:
+        """A command has ended, and its guard with it."""
+        if not run.alive:
+            return
+        run.alive, run.working, run.next = False, False, None
+        if not killed and code != EXIT_CLAIM_LOST:
+            self._files.write(run.path("exit"), run.exit_text(code, self.now))
+        job = self.jobs.get(run.job)
+        if job is None or job.run is not run or run.lost:
+            return
+        if not all(self.nodes[name].up for name in run.nodes):
+            return  # Nobody hears of it; the job will count as lost with its node.
+        if self.silent:
+            # It is told when the controller is back, with the time of the telling.
+            self.at(self.silent_until, self._reported, job, job.life, code, killed, oom)
+        else:
+            self._reported(job, job.life, code, killed, oom)
+
+    def _reported(self, job: FakeJob, life: int, code: int, killed: bool, oom: bool) -> None:
+        if job.life != life or job.ended or job.pending:
+            return
+        if job.verdict is None:
+            shows = self.scenario.cluster.shows_out_of_memory
+            job.exit_code, job.signal = (0, 9) if killed else (code, 0)
+            if oom and shows:
+                job.verdict, job.exit_code, job.signal = ("OUT_OF_MEMORY", "OutOfMemory"), 0, 125
+            elif killed:
+                job.verdict = ("FAILED", "JobLaunchFailure")
+            else:
+                job.verdict = ("FAILED", "NonZeroExitCode") if code else ("COMPLETED", "None")
+        elif job.verdict[0] in ("CANCELLED", "TIMEOUT"):
+            job.exit_code, job.signal = 0, 9 if killed else 15
+        job.state, job.ended_at = "COMPLETING", self.now
+        self.at(self.now + self.scenario.cluster.completing, self.done, job, *job.verdict, life)
+
+    def _superseded(self, run: Run) -> None:
+        if run.alive:
+            run.cause = "superseded"
+            self._exits(run, TERMINATED, False)
+
+    # ---- ends
+
+    def done(self, job: FakeJob, state: str, reason: str, life: int | None = None) -> None:
+        """The processes of a job are gone."""
+        if job.ended or (life is not None and job.life != life):
+            return
+        self.release(job)
+        requeue = job.request.requeue if job.request.requeue is not None else self.scenario.cluster.requeue
+        if (state in ("PREEMPTED", "NODE_FAIL") and requeue) or state == "REQUEUED":
+            self._requeue(job)
+        else:
+            self._conclude(job, state, reason)
+
+    def _requeue(self, job: FakeJob) -> None:
+        job.state, job.reason, job.run, job.verdict = "PENDING", "BeginTime", None, None
+        job.nodes, job.started_at, job.ended_at = (), None, None
+        job.exit_code = job.signal = 0
+        job.restarts, job.life = job.restarts + 1, job.life + 1
+        job.eligible_at = self.now + self.scenario.cluster.requeue_delay
+        self.at(job.eligible_at, self.wake)
+
+    def release(self, job: FakeJob) -> None:
+        for name in job.nodes:
+            if self.nodes[name].job == job.id:
+                self.nodes[name].job = ""
+        self.wake()
+
+    def _conclude(self, job: FakeJob, state: str, reason: str) -> None:
+        habits = self.scenario.cluster
+        job.state, job.reason, job.life = state, reason, job.life + 1
+        job.ended_at = job.ended_at if job.ended_at is not None else self.now
+        if habits.accounting:
+            known_at = self.now + habits.accounting_lag
+            record = Record(token=job.token, task=job.task, known_at=known_at, job=replace(job, run=None))
+            self.records.setdefault(job.id, []).append(record)
+        self.at(self.now + habits.min_job_age, self._forget, job)
+
+    def _forget(self, job: FakeJob) -> None:
+        if self.jobs.get(job.id) is job:
+            del self.jobs[job.id]
+
+
+def by_token(jobs: Mapping[str, FakeJob], wanted: frozenset[str]) -> dict[str, list[FakeJob]]:
+    """The jobs of each token, in the order of their tasks."""
+    found: dict[str, list[FakeJob]] = {}
+    for job in jobs.values():
+        if job.token in wanted:
+            found.setdefault(job.token, []).append(job)
+    return {token: sorted(mine, key=lambda job: job.task) for token, mine in found.items()}

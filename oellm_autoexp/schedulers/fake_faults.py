@@ -1,0 +1,155 @@
+"""What befalls the fake cluster: nodes, the controller, and what an administrator does."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from oellm_autoexp.schedulers.fake_queue import FakeJob, Node
+from oellm_autoexp.schedulers.fake_scenario import ClusterFault
+
+if TYPE_CHECKING:
+    from oellm_autoexp.schedulers.fake_cluster import FakeCluster
+
+#: A controller that is killed has forgotten what happened within this time (its state is saved so often).
+FORGETS_S = 5.0
+
+
+class Faults:
+    """The faults of a scenario, planned and carried out."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self._cluster = cluster
+        faults = cluster.scenario.faults
+        self._streams = [cluster.scenario.stream("fault", number) for number in range(len(faults))]
+        for number, fault in enumerate(faults):
+            self._plan(number, fault, first=True)
+
+    def _plan(self, number: int, fault: ClusterFault, *, first: bool = False) -> None:
+        cluster = self._cluster
+        if fault.at is not None:
+            if first:
+                cluster.at(cluster.scenario.start + fault.at, self._befall, number, fault)
+            return
+        assert fault.every is not None
+        mean = fault.every
+        if fault.kind == "node_fail" and not fault.node:
+            mean /= len(cluster.nodes)
+        cluster.at(cluster.now + self._streams[number].expovariate(1.0 / mean), self._befall, number, fault)
+
+    def _befall(self, number: int, fault: ClusterFault) -> None:
+        self._plan(number, fault)
+        self.happen(fault, self._streams[number].random())
+
+    def happen(self, fault: ClusterFault, roll: float = 0.0) -> None:
+        """A fault, now; `roll` in [0, 1) chooses among what it may hit."""
+        cluster = self._cluster
+        if fault.kind == "node_fail":
+            names = [fault.node] if fault.node else list(cluster.nodes)
+            node = cluster.nodes.get(names[int(roll * len(names))])
+            if node is not None and node.up:
+                self._node_fails(node, fault)
+        elif fault.kind in ("outage", "frozen", "crash"):
+            if fault.kind == "crash":
+                self._crash()
+            cluster.silent = "frozen" if fault.kind == "frozen" else "down"
+            cluster.silent_until = max(cluster.silent_until, cluster.now + fault.lasts)
+            cluster.at(cluster.silent_until, self._answers_again)
+        elif fault.kind == "lost_answer":
+            cluster.lose_answer = True
+        else:
+            self._administer(fault, roll)
+
+    def _answers_again(self) -> None:
+        cluster = self._cluster
+        if cluster.silent and cluster.now >= cluster.silent_until:
+            cluster.silent = ""
+            cluster.wake()
+
+    def _administer(self, fault: ClusterFault, roll: float) -> None:
+        cluster = self._cluster
+        states = {"hold": ("PENDING",), "release": ("PENDING",), "cancel": ("PENDING", "RUNNING")}
+        wanted = states.get(fault.kind, ("RUNNING",))
+        jobs = [
+            job
+            for job in cluster.jobs.values()
+            if job.state in wanted and fnmatchcase(job.request.name, fault.job)
+        ]
+        if fault.kind == "release":
+            jobs = [job for job in jobs if job.held]
+        if not jobs or cluster.silent:
+            return
+        job = jobs[int(roll * len(jobs))]
+        if fault.kind == "cancel":
+            cluster.cancel([job.id])
+        elif fault.kind == "preempt":
+            cluster.at(cluster.now + cluster.scenario.cluster.preempt_grace, self._preempt, job, job.life)
+        elif fault.kind == "requeue":
+            cluster.end_run(job, "requeue", ("REQUEUED", "None"))
+        else:
+            job.held = "JobHeldAdmin" if fault.kind == "hold" else ""
+            job.reason = job.held or job.reason
+            cluster.wake()
+
+    def _preempt(self, job: FakeJob, life: int) -> None:
+        """The grace is over: only now the batch script hears of it."""
+        cluster = self._cluster
+        if job.life == life and job.state == "RUNNING":
+            cluster.end_run(job, "preempt", ("PREEMPTED", "None"))
+
+    def _node_fails(self, node: Node, fault: ClusterFault) -> None:
+        cluster = self._cluster
+        node.up, node.failures = False, node.failures + 1
+        job = cluster.jobs.get(node.job)
+        run = job.run if job is not None else None
+        if run is not None and run.alive:
+            if fault.runs_on:
+                node.orphans.append(run)
+            else:
+                run.alive, run.working, run.lost = False, False, True
+        noticed = cluster.now + min(cluster.scenario.cluster.slurmd_timeout, fault.lasts)
+        cluster.at(noticed, self._noticed, node, node.failures, job, job.life if job is not None else 0)
+        cluster.at(cluster.now + fault.lasts, self._node_returns, node, node.failures)
+
+    def _noticed(self, node: Node, failure: int, job: FakeJob | None, life: int) -> None:
+        cluster = self._cluster
+        if cluster.silent:
+            cluster.at(cluster.silent_until, self._noticed, node, failure, job, life)
+            return
+        if node.failures == failure and not node.up:
+            node.known_up = False
+        if job is None or job.life != life or job.ended or job.pending:
+            return
+        if job.run is not None:
+            job.run.lost = True
+        job.ended_at = cluster.now
+        verdict = job.verdict if job.verdict is not None else ("NODE_FAIL", "NodeDown")
+        cluster.done(job, *verdict)
+
+    def _node_returns(self, node: Node, failure: int) -> None:
+        cluster = self._cluster
+        if node.failures != failure:
+            return
+        node.up = node.known_up = True
+        orphans, node.orphans = node.orphans, []
+        for run in orphans:
+            if run.lost:
+                run.alive, run.working = False, False
+        cluster.wake()
+
+    def _crash(self) -> None:
+        """The controller is killed: what it had not saved is forgotten, and its ids are given again."""
+        cluster = self._cluster
+        young = [job for job in cluster.jobs.values() if cluster.now - job.submitted_at < FORGETS_S]
+        for job in young:
+            cluster.release(job)
+            if job.pending:
+                job.life += 1
+                del cluster.jobs[job.id]
+            elif not job.ended:
+                # It runs, but the controller remembers it as waiting, and starts it once more.
+                job.state, job.reason, job.run = "PENDING", "Priority", None
+                job.nodes, job.started_at, job.life = (), None, job.life + 1
+        forgotten = [int(job.id.partition("_")[0]) for job in young if job.id not in cluster.jobs]
+        if forgotten:
+            cluster.next_id = min(forgotten)

@@ -1,0 +1,117 @@
+"""What the fake cluster keeps on disk: the logs and guards' files of its jobs, and its own history.
+
+The history is what was asked of the cluster and when. Since the cluster is deterministic, playing it again
+gives the cluster back; so a rehearsal that was killed goes on, and nothing large is ever rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from oellm_autoexp.errors import StateError
+from oellm_autoexp.store.effects import Effects
+
+VERSION = 1
+
+
+class JobFiles:
+    """What jobs write, gathered until `flush`. Bytes that a killed process has written already stay."""
+
+    def __init__(self, effects: Effects) -> None:
+        self._effects = effects
+        self._texts: dict[str, list[str]] = {}
+        self._whole: dict[str, str] = {}
+        #: Bytes of each log up to the last `flush` or `skip`.
+        self._lengths: dict[str, int] = {}
+        self._checked: set[str] = set()
+        self._made: set[Path] = set()
+
+    def append(self, path: str, text: str) -> None:
+        self._texts.setdefault(path, []).append(text)
+
+    def write(self, path: str, text: str) -> None:
+        self._whole[path] = text
+
+    def skip(self) -> None:
+        """Take what was gathered as written: it was, by an earlier process."""
+        for path, texts in self._texts.items():
+            self._lengths[path] = self._lengths.get(path, 0) + len("".join(texts).encode())
+        self._texts.clear()
+        self._whole.clear()
+
+    def flush(self) -> None:
+        """Write what was gathered. What could not be written is kept for the next time.
+
+        Raises:
+            OSError: a full disk, a directory that cannot be written.
+        """
+        for path in list(self._texts):
+            data = "".join(self._texts[path]).encode()
+            before = self._lengths.get(path, 0)
+            there = max(0, self._size(path) - before)
+            if there < len(data):
+                self._directory(Path(path).parent, 0o755)
+                self._effects.append(Path(path), data[there:], durable=False)
+            self._checked.add(path)
+            self._lengths[path] = before + len(data)
+            del self._texts[path]
+        for path in list(self._whole):
+            self._directory(Path(path).parent, 0o700)
+            self._effects.write(Path(path), self._whole[path].encode(), durable=False)
+            del self._whole[path]
+
+    def _size(self, path: str) -> int:
+        """The size of a log that an earlier process may have written; only the first look needs the disk."""
+        if path in self._checked:
+            return 0
+        try:
+            return Path(path).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _directory(self, path: Path, mode: int) -> None:
+        if path not in self._made:
+            self._effects.mkdir(path, mode=mode)
+            self._made.add(path)
+
+
+class Inputs:
+    """The history of a cluster: one JSON object a line, the first of which names its scenario."""
+
+    def __init__(self, path: Path, effects: Effects) -> None:
+        self._path = path
+        self._effects = effects
+        self._torn = False
+
+    def read(self) -> Iterator[Mapping[str, Any]]:
+        """What was asked, in order. A record that was cut when its writer died was never answered.
+
+        Raises:
+            StateError: the file is damaged.
+        """
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        lines = data.split(b"\n")
+        self._torn = bool(lines.pop())
+        for number, line in enumerate(lines, 1):
+            try:
+                body = json.loads(line) if line else None
+            except ValueError:
+                # The rest of a cut record; it was ended by the one who came next.
+                continue
+            if isinstance(body, dict):
+                if number == 1 and body.get("version") != VERSION:
+                    raise StateError("it is of another version", where=str(self._path), hint="remove it")
+                yield body
+
+    def add(self, body: Mapping[str, Any]) -> None:
+        """Add a record, before what it asks for is done."""
+        self._effects.mkdir(self._path.parent)
+        line = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+        self._effects.append(self._path, (b"\n" if self._torn else b"") + line, private=True, durable=False)
+        self._torn = False

@@ -1,0 +1,161 @@
+"""The queue of the fake cluster: who starts now, on which nodes, and why the others wait.
+
+First come, first served within a priority; a job behind the first that does not fit may start where that
+delays it by nothing (backfill). The words are those of squeue(1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from oellm_autoexp.schedulers.fake_run import JobRequest, Run
+from oellm_autoexp.schedulers.fake_scenario import ClusterHabits, Partition
+
+PRIORITY, RESOURCES, BEGIN_TIME = "Priority", "Resources", "BeginTime"
+NO_NODES = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"
+
+
+@dataclass(slots=True)
+class FakeJob:
+    """A task as the controller knows it; `state` and `reason` are its words."""
+
+    id: str
+    token: str
+    task: int
+    request: JobRequest
+    submitted_at: float
+    time_limit: float
+    state: str = "PENDING"
+    reason: str = PRIORITY
+    priority: int = 0
+    eligible_at: float = 0.0
+    #: "JobHeldUser" or "JobHeldAdmin"; "" for not.
+    held: str = ""
+    restarts: int = 0
+    nodes: tuple[str, ...] = ()
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int = 0
+    signal: int = 0
+    run: Run | None = None
+    #: Counts its starts and ends: what was planned for an earlier life is void.
+    life: int = 0
+    #: How it will end once its processes are gone: state and reason.
+    verdict: tuple[str, str] | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self.state == "PENDING"
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("PENDING", "RUNNING", "COMPLETING")
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        number, _, task = self.id.partition("_")
+        return -self.priority, float(number), int(task or 0)
+
+
+@dataclass(slots=True)
+class Node:
+    """A node; `up` as it is, `known_up` as the controller believes."""
+
+    name: str
+    up: bool = True
+    known_up: bool = True
+    job: str = ""
+    #: Counts its failures.
+    failures: int = 0
+    #: Starts that are beyond the controller's reach, and go on.
+    orphans: list[Run] = field(default_factory=list)
+
+    @property
+    def free(self) -> bool:
+        return self.up and self.known_up and not self.job
+
+
+def partition_of(habits: ClusterHabits, request: JobRequest) -> Partition | None:
+    """The partition that a request means; None: there is none of that name."""
+    if not habits.partitions:
+        return Partition()
+    name = request.partition or next(iter(habits.partitions))
+    return habits.partitions.get(name)
+
+
+def never(habits: ClusterHabits, job: FakeJob, partition: Partition) -> str:
+    """Why a job can never start as things are; "" if it can."""
+    wanted = job.request.nodes
+    if partition.down:
+        return "PartitionDown"
+    if partition.max_time is not None and job.time_limit > partition.max_time:
+        return "PartitionTimeLimit"
+    if wanted > (partition.max_nodes if partition.max_nodes is not None else wanted):
+        return "PartitionNodeLimit"
+    return "PartitionConfig" if wanted > _size(habits, partition) else ""
+
+
+def _size(habits: ClusterHabits, partition: Partition) -> int:
+    return min(habits.nodes, partition.nodes if partition.nodes is not None else habits.nodes)
+
+
+def starts(
+    habits: ClusterHabits,
+    pending: Iterable[FakeJob],
+    running: Sequence[FakeJob],
+    nodes: Mapping[str, Node],
+    now: float,
+) -> list[tuple[FakeJob, tuple[str, ...]]]:
+    """The jobs that start now, each with its nodes. The reasons of the others are set."""
+    names = list(nodes)
+    free = [name for name in names if nodes[name].free]
+    believed = [name for name in names if nodes[name].known_up]
+    position = {name: number for number, name in enumerate(names)}
+    found: list[tuple[FakeJob, tuple[str, ...]]] = []
+    #: Of the first that did not fit, by its partition: until when, and how many nodes it leaves over.
+    shadows: dict[str, tuple[float, int]] = {}
+    for job in sorted(pending, key=lambda job: job.order):
+        partition = partition_of(habits, job.request)
+        assert partition is not None
+        if job.held or now < job.eligible_at:
+            job.reason = job.held or (BEGIN_TIME if job.restarts else PRIORITY)
+            continue
+        reason = never(habits, job, partition)
+        size = _size(habits, partition)
+        if not reason and sum(1 for name in believed if position[name] < size) < job.request.nodes:
+            reason = NO_NODES
+        if reason:
+            job.reason = reason
+            continue
+        shadow = shadows.get(job.request.partition)
+        mine = [name for name in free if position[name] < size]
+        wanted = job.request.nodes
+        fits = wanted <= len(mine)
+        if fits and shadow is not None:
+            fits = now + job.time_limit <= shadow[0] or wanted <= shadow[1]
+            if fits and now + job.time_limit > shadow[0]:
+                shadows[job.request.partition] = (shadow[0], shadow[1] - wanted)
+        if fits:
+            taken = tuple(mine[:wanted])
+            free = [name for name in free if name not in set(taken)]
+            found.append((job, taken))
+        elif shadow is None:
+            job.reason = RESOURCES
+            ends = [(started.time_limit + now, len(on)) for started, on in found]
+            shadows[job.request.partition] = _shadow(wanted, len(mine), running, ends)
+        else:
+            job.reason = PRIORITY
+    return found
+
+
+def _shadow(
+    wanted: int, free: int, running: Sequence[FakeJob], more: Sequence[tuple[float, int]]
+) -> tuple[float, int]:
+    """When so many nodes will be free at the latest, and how many will then be left over."""
+    ends = [((job.started_at or 0.0) + job.time_limit, len(job.nodes)) for job in running]
+    for at, number in sorted([*ends, *more]):
+        free += number
+        if free >= wanted:
+            return at, free - wanted
+    return float("inf"), 0
