@@ -70,11 +70,11 @@ def conversion_faults(name: str, job: Job) -> Iterator[str]:
 
 
 def metric_faults(name: str, job: Job) -> Iterator[str]:
-    """The last loss that is shown is the last one that was printed."""
-    printed = LOSS.findall(Path(job["log_path"]).read_text(errors="replace"))
+    """The last loss that is shown is the last one that was printed, by whichever attempt had work left."""
+    printed = [loss for log in logs(job) for loss in LOSS.findall(log)]
     shown = job["metrics"].get("loss")
     if not printed or shown != float(printed[-1]):
-        yield f"{name}: the loss shown is {shown}, but the log ends with {printed[-1:]}"
+        yield f"{name}: the loss shown is {shown}, but the logs end with {printed[-1:]}"
 
 
 def goodput_faults(name: str, case: str, job: Job) -> Iterator[str]:
@@ -89,9 +89,17 @@ def goodput_faults(name: str, case: str, job: Job) -> Iterator[str]:
 
 def saved_lines(job: Job) -> Iterator[str]:
     """The checkpoints that all attempts say they saved."""
-    log = Path(job["log_path"])
-    for path in sorted(log.parent.glob(f"{job['name']}.*{log.suffix}")):
-        yield from SAVED.findall(path.read_text(errors="replace"))
+    for log in logs(job):
+        yield from SAVED.findall(log)
+
+
+def logs(job: Job) -> Iterator[str]:
+    """What each attempt printed, the first one first."""
+    last = Path(job["log_path"])
+    for path in sorted(
+        last.parent.glob(f"{job['name']}.*{last.suffix}"), key=lambda path: (len(path.name), path)
+    ):
+        yield path.read_text(errors="replace")
 
 
 def conversions(job: Job) -> list[dict[str, Any]]:

@@ -29,7 +29,10 @@ def wait_for_end(pid: int, at_most_s: float) -> None:
         time.sleep(at_most_s)
         return
     try:
-        select.select([handle], [], [], at_most_s)
+        # Not select(2), which knows no descriptor above 1023.
+        waiting = select.poll()
+        waiting.register(handle, select.POLLIN)
+        waiting.poll(at_most_s * 1000)
     finally:
         os.close(handle)
 

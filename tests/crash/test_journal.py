@@ -50,7 +50,23 @@ def lead(
     paths: SessionPaths, effects: Effects | None = None, clock: Clock | None = None
 ) -> tuple[Journal, History]:
     clock = clock or Clock()
-    return Journal.lead(paths, effects or Effects(), now=1000.0, monotonic=clock.monotonic, wait=clock.wait)
+    led = Journal.lead(paths, effects or Effects(), now=1000.0, monotonic=clock.monotonic, wait=clock.wait)
+    LED.append(led[0])
+    return led
+
+
+#: Leaders that a test has left behind as a crash would, but for their open files.
+LED: list[Journal] = []
+
+
+@pytest.fixture(autouse=True)
+def _open_files() -> Iterator[None]:
+    yield
+    for journal in LED:
+        if journal._fd >= 0:
+            os.close(journal._fd)
+            journal._fd = -1
+    LED.clear()
 
 
 def event(number: int) -> Event:

@@ -143,3 +143,11 @@ def test_what_went_wrong_is_named(jobs: Jobs, change: Callable[[Jobs], None], me
 def test_the_exit_code_of_submit_belongs_to_it(jobs: Jobs) -> None:
     """One job fails by design, so `submit` must say 1."""
     assert check(jobs, submit_exit_code=0).returncode == 1
+
+
+def test_a_last_attempt_with_nothing_left_to_do_is_no_fault(jobs: Jobs) -> None:
+    """On a slow machine the time limit may come with the last step; what then follows prints no loss."""
+    job = jobs["over-time_6"]
+    job["restarts"], job["log_path"] = 2, job["log_path"].replace(".2.log", ".3.log")
+    Path(job["log_path"]).write_text("nothing is left to do\n")
+    assert check(jobs).returncode == 0
