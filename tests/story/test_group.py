@@ -6,10 +6,10 @@ import grp
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import Cli
 
 from oellm_autoexp.store.effects import Effects
 
@@ -33,12 +33,6 @@ def group() -> int:
     return mine[0]
 
 
-def autoexp(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "oellm_autoexp.cli.main", *words]
-    environment = {**os.environ, "XDG_STATE_HOME": str(place / "home")}
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
-
-
 def write(place: Path, group: str) -> None:
     (place / "sweep.yaml").write_text(CONFIG.format(group=f", group: {group}" if group else ""))
 
@@ -56,9 +50,9 @@ def modes(*roots: Path) -> dict[str, set[tuple[int, int]]]:
 def submitted(place: Path, group: str) -> Path:
     """The state after a first submission, and a later command of another process that has only the state."""
     write(place, group)
-    done = autoexp(place, "submit", "sweep.yaml", "--local")
+    done = Cli(place)("submit", "sweep.yaml", "--local")
     assert done.returncode == 0, done.stderr
-    done = autoexp(place, "retry", "outputs", "shared")
+    done = Cli(place)("retry", "outputs", "shared")
     assert done.returncode == 0, done.stderr
     return place / "outputs" / ".oellm-autoexp"
 
@@ -85,19 +79,19 @@ def test_a_group_reads_and_writes_the_state_whoever_leads(tmp_path: Path, group:
 def test_a_loop_in_the_background_is_as_open(tmp_path: Path, group: int) -> None:
     """Its log too, which another of the group may have to write on in."""
     write(tmp_path, grp.getgrgid(group).gr_name)
-    done = autoexp(tmp_path, "submit", "sweep.yaml", "--local", "--detach")
+    done = Cli(tmp_path)("submit", "sweep.yaml", "--local", "--detach")
     assert done.returncode == 0, done.stderr
     log = tmp_path / "outputs" / ".oellm-autoexp" / "monitor" / "daemon.log"
     status = log.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, group)
-    assert autoexp(tmp_path, "cancel", "outputs", "--yes").returncode == 0
+    assert Cli(tmp_path)("cancel", "outputs", "--yes").returncode == 0
 
 
 def test_a_state_that_is_not_open_is_not_taken_for_open(tmp_path: Path, group: int) -> None:
     """A config that names a group later is refused with the commands that help; they do."""
     submitted(tmp_path, "")
     write(tmp_path, grp.getgrgid(group).gr_name)
-    refused = autoexp(tmp_path, "submit", "sweep.yaml", "--local")
+    refused = Cli(tmp_path)("submit", "sweep.yaml", "--local")
     assert refused.returncode == 3 and "is not open to the group" in refused.stderr
     subprocess.run(refused.stderr.partition("open it: ")[2], shell=True, check=True)
     state = submitted(tmp_path, grp.getgrgid(group).gr_name)
