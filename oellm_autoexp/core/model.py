@@ -331,8 +331,10 @@ class Job:
     @property
     def live(self) -> Attempt | None:
         """The attempt that may still be able to run, if there is one."""
-        last = self.attempt
-        return last if last is not None and last.alive else None
+        if not self.attempts:
+            return None
+        last = self.attempts[-1]
+        return last if last.phase is not Phase.ENDED else None
 
     @property
     def restarts(self) -> int:

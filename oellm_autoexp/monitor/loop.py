@@ -12,7 +12,7 @@ from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, decide, follow
-from oellm_autoexp.core.model import Job, Phase, SchedulerFact, SchedulerRef
+from oellm_autoexp.core.model import Job, JobState, Phase, SchedulerFact, SchedulerRef
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.session import Session, admit, breaker, hold_reason
 from oellm_autoexp.errors import AutoexpError, LeadershipLost, SchedulerUnavailable, StateError
@@ -24,12 +24,14 @@ from oellm_autoexp.monitor.rules import RuleSet
 from oellm_autoexp.monitor.wake import Alarm, Rest
 from oellm_autoexp.store import inbox, snapshot
 from oellm_autoexp.store.effects import Effects
-from oellm_autoexp.store.journal import Journal
+from oellm_autoexp.store.journal import HEARTBEAT_S, Journal
 from oellm_autoexp.store.series import Series
 
 #: A tick's performing is cut here, so that heartbeat, inbox and Ctrl-C never wait for a thousand submissions.
 PERFORM_S = 5.0
 SNAPSHOT_INTERVAL_S = 10.0
+#: An hour of virtual time passes in less than that.
+VIRTUAL_HEARTBEAT_S = 3600.0
 #: The longest pause between questions to a scheduler that does not answer.
 MAX_BACKOFF_S = 60.0
 
@@ -40,6 +42,17 @@ class Clock(Protocol):
     def monotonic(self) -> float: ...
 
     def wait(self, seconds: float) -> None: ...
+
+
+class Rehearsal(Protocol):
+    """What a loop is told by a scheduler that is only played: where it need not look."""
+
+    #: No running job may stay unlooked at for longer than this, in seconds.
+    longest_s: float
+
+    def news(self) -> frozenset[str]:
+        """The jobs whose state or log has changed since the last call."""
+        ...
 
 
 class RealClock:
@@ -75,7 +88,7 @@ class Loop:
         executor: Executor,
         *,
         alarm: Alarm | None = None,
-        rehearsal: bool = False,
+        rehearsal: Rehearsal | None = None,
         listener: Callable[[ev.Event], None] = lambda _event: None,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
@@ -90,7 +103,7 @@ class Loop:
         self._rules: dict[str, RuleSet] = {}
         self._alarm = alarm
         self._rest = Rest(scheduler.capabilities.poll_interval_s)
-        checks = PlayedChecks(executor, effects) if rehearsal else Checks(executor, effects)
+        checks = Checks(executor, effects) if rehearsal is None else PlayedChecks(executor, effects)
         self._observer = Observer(scheduler, paths, checks, Series(effects))
         self._performer = Performer(
             session,
@@ -104,11 +117,14 @@ class Loop:
             clock=clock.now,
             rules_of=self.rules_of,
             trouble=self._trouble,
-            rehearsal=rehearsal,
+            rehearsal=rehearsal is not None,
         )
-        #: The snapshot is for other programs; nobody reads it while virtual time flies.
-        self._snapshot_interval_s = math.inf if rehearsal else SNAPSHOT_INTERVAL_S
         self._rehearsal = rehearsal
+        #: The snapshot is for other programs; nobody reads it while virtual time flies.
+        self._snapshot_interval_s = SNAPSHOT_INTERVAL_S if rehearsal is None else math.inf
+        self._heartbeat_s = HEARTBEAT_S if rehearsal is None else VIRTUAL_HEARTBEAT_S
+        #: In a rehearsal: each job as it was after the last look at it, and when that was.
+        self._looked: dict[str, tuple[Job, float]] = {}
         self._poll_at = 0.0
         self._failures = 0
         self._snapshot_at = 0.0
@@ -154,9 +170,8 @@ class Loop:
         try:
             commands = self._inbox(now)
             facts = self._poll(now)
-            for job in list(self.session.jobs.values()):
-                if not job.state.ended:
-                    self._job(job, facts, now)
+            for job in self._to_look_at(facts, now):
+                self._job(job, facts, now)
             self._across(now)
             self._commit()
             for command in commands:
@@ -169,8 +184,27 @@ class Loop:
         else:
             self._trouble("journal", "")
         self._observer.settle(now)
-        self._journal.heartbeat(now)
+        self._journal.heartbeat(now, self._heartbeat_s)
         self._snapshot(now)
+
+    def _to_look_at(self, facts: Mapping[SchedulerRef, SchedulerFact], now: float) -> list[Job]:
+        """The jobs without a verdict; in a rehearsal, those of them that may have something new to show."""
+        jobs = [job for job in self.session.jobs.values() if not job.state.ended]
+        if self._rehearsal is None:
+            return jobs
+        news, longest_s = self._rehearsal.news(), self._rehearsal.longest_s
+        found = []
+        for job in jobs:
+            before, at = self._looked.get(job.spec.name, (None, 0.0))
+            is_known = before is job and job.spec.name not in news
+            if job.state is JobState.RUNNING:
+                # Silence grows although nothing happens.
+                is_known = is_known and now - at < longest_s
+            if not (is_known and _is_quiet(job, facts)):
+                found.append(job)
+        for job in found:
+            self._looked[job.spec.name] = job, now
+        return found
 
     def _trouble(self, what: str, text: str) -> None:
         """Say that something does not work, once; "" when it works again."""
@@ -239,7 +273,7 @@ class Loop:
             return {}
         self._failures = 0
         self._poll_at = now + interval
-        self._observer.expect(math.inf if self._rehearsal else interval)
+        self._observer.expect(interval if self._rehearsal is None else math.inf)
         if self.session.blind:
             self.record(ev.Sighted(at=now))
         return facts
@@ -439,6 +473,16 @@ class Loop:
         else:
             self._trouble("snapshot", "")
             self._snapshot_at, self._changed = now, False
+
+
+def _is_quiet(job: Job, facts: Mapping[SchedulerRef, SchedulerFact]) -> bool:
+    """Whether nothing about a job is under way that a look could move on."""
+    live = job.live
+    if live is None:
+        return True
+    fact = facts.get(live.ref) if live.ref is not None else None
+    ends = fact is not None and fact.state.ended
+    return not ends and live.cancel is None and not live.signals and live.gone_since is None
 
 
 __all__ = ["Clock", "Loop", "Path", "RealClock"]

@@ -40,6 +40,8 @@ from oellm_autoexp.schedulers.fake_scenario import ClusterFault, Scenario
 from oellm_autoexp.store.effects import Effects
 
 CLUSTER = "fake"
+#: From so many jobs on the loop's turns are further apart than the scenario's pace.
+MANY_JOBS = 200
 #: What squeue calls it, where that is not a word of ours.
 _STATES = {"SUSPENDED": "HELD", "CONFIGURING": "HELD"}
 _SHORT = {"N": "nodes", "t": "time", "p": "partition"}
@@ -98,10 +100,16 @@ class FakeSlurmClient(SchedulerInterface):
         self._inputs = Inputs(self._path, effects)
         self._files = JobFiles(effects)
         self._played: FakeCluster | None = None
+        #: What was told last of each job, by id, with what of the job it was made from.
+        self._told: dict[str, tuple[tuple[object, ...], SchedulerRef, SchedulerFact]] = {}
+        self._news: set[str] = set()
+        #: Which job a log is of.
+        self._names: dict[str, str] = {}
         self.scenario = Scenario()
         if config.scenario is not None:
             self.scenario = scenarios.load(Path(config.scenario), Scenario)
         self.clock = VirtualClock(self)
+        self.longest_s = self.scenario.stride
         #: How often each command was called.
         self.calls: Counter[str] = Counter()
         self.cluster = CLUSTER
@@ -167,7 +175,9 @@ class FakeSlurmClient(SchedulerInterface):
     def pass_time(self, seconds: float) -> None:
         """Let time pass; see `VirtualClock.wait`."""
         cluster, scenario = self.played, self.scenario
-        until = cluster.now + max(seconds, scenario.pace)
+        # With many jobs a turn of the loop costs more, and there are fewer of them.
+        pace = scenario.pace * max(1.0, len(cluster.jobs) / MANY_JOBS)
+        until = cluster.now + max(seconds, pace)
         if cluster.next_at > until:
             until = max(until, min(cluster.next_at, cluster.now + scenario.stride))
         if until - scenario.start > scenario.horizon:
@@ -227,14 +237,29 @@ class FakeSlurmClient(SchedulerInterface):
     def poll(self, refs: Sequence[SchedulerRef]) -> Mapping[SchedulerRef, SchedulerFact]:
         self.calls["squeue"] += 1
         self.played.ask()
-        facts = {}
-        for ref in refs:
-            job = self.played.jobs.get(ref.id)
-            if job is not None and _ref(job) == ref:
-                facts[ref] = _fact(job)
-            else:
-                facts[ref] = self._accounted(ref)
-        return facts
+        jobs = self.played.jobs
+        return {ref: self._state(ref, jobs.get(ref.id)) for ref in refs}
+
+    def _state(self, ref: SchedulerRef, job: FakeJob | None) -> SchedulerFact:
+        if job is None:
+            self._told.pop(ref.id, None)
+            return self._accounted(ref)
+        key = (job.state, job.reason, job.life, job.ended_at, job.submitted_at)
+        told = self._told.get(ref.id)
+        if told is None or told[0] != key:
+            told = self._told[ref.id] = key, _ref(job), _fact(job)
+            self._news.add(job.request.name)
+        return told[2] if told[1] == ref else self._accounted(ref)
+
+    def news(self) -> frozenset[str]:
+        """The jobs whose state, as it was asked for, or whose log has changed since the last call."""
+        grown = self._files.grown
+        if not grown <= self._names.keys():
+            self._names.update({job.request.log_path: job.request.name for job in self.played.jobs.values()})
+        found = self._news.union(self._names[path] for path in grown if path in self._names)
+        self._news.clear()
+        grown.clear()
+        return frozenset(found)
 
     def _accounted(self, ref: SchedulerRef) -> SchedulerFact:
         """What sacct says of a job that the controller has forgotten."""

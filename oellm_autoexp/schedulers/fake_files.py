@@ -28,6 +28,8 @@ class JobFiles:
         self._lengths: dict[str, int] = {}
         self._checked: set[str] = set()
         self._made: set[Path] = set()
+        #: Logs that have been written to since this was emptied.
+        self.grown: set[str] = set()
 
     def append(self, path: str, text: str) -> None:
         self._texts.setdefault(path, []).append(text)
@@ -56,6 +58,7 @@ class JobFiles:
                 self._directory(Path(path).parent, 0o755)
                 self._effects.append(Path(path), data[there:], durable=False)
             self._checked.add(path)
+            self.grown.add(path)
             self._lengths[path] = before + len(data)
             del self._texts[path]
         for path in list(self._whole):

@@ -245,7 +245,7 @@ def lead(
             effects,
             clock,
             InlineExecutor(),
-            rehearsal=True,
+            rehearsal=scheduler,
             listener=watch.on_event,
             warn=watch.warn,
         )
