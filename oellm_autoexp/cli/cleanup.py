@@ -10,7 +10,7 @@ import typer
 
 from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Yes
-from oellm_autoexp.cli.look import state_dir_of
+from oellm_autoexp.cli.finding import state_dir_of
 from oellm_autoexp.errors import StateError
 
 

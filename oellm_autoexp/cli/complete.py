@@ -36,7 +36,7 @@ def _sessions(incomplete: str) -> Iterator[str]:
 
 
 def _jobs(session: str | None, incomplete: str) -> Iterator[str]:
-    from oellm_autoexp.cli.look import find_session
+    from oellm_autoexp.cli.finding import find_session
 
     _, state = find_session(session)
     yield from (name for name in state.jobs if name.startswith(incomplete))

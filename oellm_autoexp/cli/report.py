@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from oellm_autoexp.cli.arguments import SessionRef
-from oellm_autoexp.cli.look import find_history
+from oellm_autoexp.cli.finding import find_history
 from oellm_autoexp.errors import UsageError
 
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md"}

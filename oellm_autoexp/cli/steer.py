@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from oellm_autoexp.cli.arguments import Jobs, SessionRef, Yes, confirm
-from oellm_autoexp.cli.look import find_session
+from oellm_autoexp.cli.finding import find_session
 
 
 def cancel(session: SessionRef = None, jobs: Jobs = None, yes: Yes = False) -> None:

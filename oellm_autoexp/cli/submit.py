@@ -21,7 +21,7 @@ from oellm_autoexp.cli.arguments import (
     confirm,
     scheduler_flag,
 )
-from oellm_autoexp.cli.look import find_session
+from oellm_autoexp.cli.finding import find_session
 from oellm_autoexp.cli.watching import Progress, finish, lead, print_status
 from oellm_autoexp.errors import UsageError
 
