@@ -1,0 +1,27 @@
+"""Journals of earlier versions are read by this one, and add up to the same verdicts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from histories import summary
+
+from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.session import Session
+from oellm_autoexp.store.journal import read
+
+HISTORIES = sorted((Path(__file__).parents[1] / "data" / "histories").iterdir())
+
+
+@pytest.mark.parametrize("history", HISTORIES, ids=lambda path: path.name)
+def test_a_history_is_read_as_it_was_meant(history: Path, tmp_path: Path) -> None:
+    """Every record of every leader counts; verdicts, reasons, decisions and actions are the same."""
+    paths = SessionPaths(tmp_path / "state")
+    shutil.copytree(history / "journal", paths.journal)
+    session = Session()
+    for event in read(paths).events:
+        session.apply(event)
+    assert summary(session) == json.loads((history / "summary.json").read_text())
