@@ -364,9 +364,14 @@ def _options(script: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for line in script.splitlines():
         if line.startswith("#SBATCH "):
-            words = shlex.split(line[8:], comments=True)
-            name, _, value = words[0].lstrip("-").partition("=") if words else ("", "", "")
-            options[_SHORT.get(name, name)] = value or " ".join(words[1:])
+            last = ""
+            for word in shlex.split(line[8:], comments=True):
+                if word.startswith("-"):
+                    name, _, value = word.lstrip("-").partition("=")
+                    last = _SHORT.get(name, name)
+                    options[last] = value
+                elif last and not options[last]:
+                    options[last] = word
         elif line.strip() and not line.startswith("#"):
             break
     return options

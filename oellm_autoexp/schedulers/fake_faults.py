@@ -118,6 +118,7 @@ class Faults:
             return
         if node.failures == failure and not node.up:
             node.known_up = False
+            cluster.wake()
         if job is None or job.life != life or job.ended or job.pending:
             return
         if job.run is not None:

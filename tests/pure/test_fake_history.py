@@ -1,0 +1,172 @@
+"""A fake cluster outlives the process that plays it, wherever that is killed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oellm_autoexp.config.sockets import Submission, Task
+from oellm_autoexp.core.model import SchedulerState
+from oellm_autoexp.errors import StateError, UsageError
+from oellm_autoexp.schedulers.fake import FakeSlurmClient, FakeSlurmClientConfig
+from oellm_autoexp.store.effects import Effects
+
+SCENARIO = """\
+pace: 60
+stride: 600
+cluster: {nodes: 3}
+jobs:
+- {work: 3h, checkpoint_every: 30min, log_every: 400, mishaps: [{every: 2h}]}
+faults:
+- {kind: node_fail, at: 40min, lasts: 30min, runs_on: true}
+- {kind: frozen, at: 90min, lasts: 10min}
+"""
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is tidied up."""
+
+
+class Dying(Effects):
+    """Dies at its step number `last`."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(durable=False)
+        self._left = last
+
+    def step(self, name: str, target: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise Killed
+
+
+def client(root: Path, effects: Effects | None = None) -> FakeSlurmClient:
+    scenario = root / "scenario.yaml"
+    if not scenario.exists():
+        scenario.write_text(SCENARIO)
+    config = FakeSlurmClientConfig(scenario=str(scenario))
+    return FakeSlurmClient(config, effects=effects or Effects(durable=False), state_dir=root / "state")
+
+
+def task(root: Path, name: str) -> Task:
+    script = root / f"{name}.sbatch"
+    script.write_text("#!/bin/bash\n#SBATCH --nodes=1 -t 2:00:00\nexport AUTOEXP_CHECKPOINT_DIR='/a b'\n")
+    paths = {"log_path": str(root / "logs" / f"{name}.log"), "attempt_dir": str(root / "attempts" / name)}
+    return Task(name=name, script_path=str(script), **paths)
+
+
+def written(root: Path) -> dict[str, bytes]:
+    """What the jobs have written."""
+    files = [path for folder in ("logs", "attempts") for path in (root / folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.suffix != ".tmp"}
+
+
+#: Names to submit, or None for a turn of waiting.
+PLAN: tuple[str | None, ...] = ("a", None, None, "b", *[None] * 3, "c", "d", *[None] * 40)
+
+
+def play(root: Path, effects: Effects | None, known: list[str]) -> FakeSlurmClient:
+    """The plan, as far as it has not been carried out yet."""
+    made = client(root, effects)
+    for step in PLAN[len(known) :]:
+        if step is None:
+            made.clock.wait(1.0)
+        else:
+            made.submit(Submission(token=step, tasks=[task(root, step)]))
+        known.append(step or "wait")
+    return made
+
+
+def test_a_cluster_that_is_made_again_is_the_same(tmp_path: Path) -> None:
+    """States, time and bytes; a job that is forgotten is known to accounting."""
+    known: list[str] = []
+    made = play(tmp_path, None, known)
+    again = client(tmp_path)
+    assert again.clock.now() == made.clock.now()
+    refs = list(made.find(["a", "b", "c", "d"]).values())
+    assert list(again.find(["a", "b", "c", "d"]).values()) == refs and len(refs) == 4
+    flat = [ref for each in refs for ref in each]
+    assert again.poll(flat) == made.poll(flat)
+    assert {fact.state for fact in again.poll(flat).values()} != {SchedulerState.GONE}
+    before = written(tmp_path)
+    assert before["logs/a.log"].startswith(b"training begins") and b'"/a b/step_' in before["logs/a.log"]
+    again.clock.wait(1.0)
+    made.clock.wait(1.0)
+    assert again.clock.now() == made.clock.now()
+
+
+@given(st.lists(st.integers(1, 150), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_killed_at_any_step_it_goes_on_as_if_nothing_had_been(steps: list[int]) -> None:
+    """The same bytes are in the logs and the guards' files, neither doubled nor missing."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        play(Path(one), None, [])
+        root, known = Path(two), list[str]()
+        for last in steps:
+            try:
+                play(root, Dying(last), known)
+            except Killed:
+                # A turn that was cut was never begun, or is played to its end by the next process.
+                known[:] = progressed(root)
+        play(root, None, known)
+        assert {k.replace(two, ""): v.replace(two.encode(), b"") for k, v in written(root).items()} == {
+            k.replace(one, ""): v.replace(one.encode(), b"") for k, v in written(Path(one)).items()
+        }
+
+
+def progressed(root: Path) -> list[str]:
+    """How much of the plan the history has."""
+    records = client(root)._inputs.read()
+    found = []
+    for record in records:
+        if "until" in record:
+            found.append("wait")
+        elif "submit" in record:
+            found.append(record["submit"])
+    return found
+
+
+def test_another_scenario_on_the_same_history_is_refused(tmp_path: Path) -> None:
+    """It would not give the same cluster."""
+    client(tmp_path).clock.wait(1.0)
+    (tmp_path / "scenario.yaml").write_text(SCENARIO + "seed: 7\n")
+    with pytest.raises(UsageError, match="began with another scenario"):
+        client(tmp_path).clock.now()
+
+
+def test_what_never_ends_meets_the_horizon(tmp_path: Path) -> None:
+    """Virtual time is not spent for ever."""
+    (tmp_path / "scenario.yaml").write_text("horizon: 1h\n")
+    made = client(tmp_path)
+    with pytest.raises(StateError, match="has not come to an end"):
+        for _ in range(100):
+            made.clock.wait(600.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["#SBATCH --nodes=4", "#SBATCH --time=1-00:00:00"], {"nodes": 4, "time_limit": 86400.0}),
+        (
+            ["#SBATCH -N 2", "#SBATCH -t 30", "#SBATCH -p gpu"],
+            {"nodes": 2, "time_limit": 1800.0, "partition": "gpu"},
+        ),
+        (["#SBATCH --no-requeue", "true", "#SBATCH --nodes=9"], {"nodes": 1, "requeue": False}),
+        (["#SBATCH --requeue", "#SBATCH --time=UNLIMITED"], {"requeue": True, "time_limit": None}),
+        (["#SBATCH --job-name='a b' --nodes=3"], {"nodes": 3}),
+    ],
+)
+def test_the_directives_of_a_script_count_as_for_sbatch(
+    tmp_path: Path, lines: list[str], expected: dict[str, Any]
+) -> None:
+    """Those before the first command, long or short, several on a line."""
+    made, job = client(tmp_path), task(tmp_path, "a")
+    Path(job.script_path).write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
+    made.submit(Submission(token="t", tasks=[job]))
+    (played,) = made.played.jobs.values()
+    assert {name: getattr(played.request, name) for name in expected} == expected
