@@ -72,24 +72,32 @@ KILLS = 12
 @pytest.mark.parametrize("seed", range(5))
 def test_a_killed_submit_loses_nothing_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
     """Killed each time the journal has grown by some bytes: every attempt and action happens once."""
-    moments = random.Random(seed)
-    path = config(tmp_path)
-    cli = Cli(tmp_path)
+    moments, kills, sessions = random.Random(seed), 0, 0
+    while kills < KILLS:
+        place = tmp_path / f"session{sessions}"
+        place.mkdir()
+        kills += survived(place, moments, KILLS - kills)
+        sessions += 1
+
+
+def survived(place: Path, moments: random.Random, most: int) -> int:
+    """Lead a session to its end over as many as `most` deaths, and look at what it did; how many there were."""
+    path, cli = config(place), Cli(place)
     kills = 0
-    for _ in range(60):
-        with (tmp_path / "submit.log").open("ab") as log:
+    while True:
+        with (place / "submit.log").open("ab") as log:
             daemon = cli.start("submit", str(path), stdout=log, stderr=log)
-        enough = written(tmp_path) + moments.randint(1, 1500) if kills < KILLS else float("inf")
-        while (code := daemon.poll()) is None and written(tmp_path) < enough:
+        enough = written(place) + moments.randint(1, 1500) if kills < most else float("inf")
+        while (code := daemon.poll()) is None and written(place) < enough:
             time.sleep(0.01)
         if code is not None:
             break
         daemon.kill()
         kills += daemon.wait() == -signal.SIGKILL
-    assert code == 0, (tmp_path / "submit.log").read_text()
-    assert kills == KILLS
-    ran = Counter((tmp_path / "ran.txt").read_text().splitlines())
+    assert code == 0, (place / "submit.log").read_text()
+    ran = Counter((place / "ran.txt").read_text().splitlines())
     assert ran == Counter({"kill_i0 1": 1, "kill_i1 1": 1, "kill_i2 1": 1, "kill_i2 2": 1, "kill_i3 1": 1})
-    done = Counter((tmp_path / "done.txt").read_text().splitlines())
+    done = Counter((place / "done.txt").read_text().splitlines())
     expected = Counter({f"kill_i{i}-{step}": 2 if i == 2 else 1 for i in range(4) for step in range(3)})
     assert done == expected
+    return kills
