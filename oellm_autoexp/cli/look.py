@@ -44,7 +44,7 @@ def status(
             typer.echo("\033[2J\033[H", nl=False)
         if columns:
             names = ["name", *(name.strip() for name in columns.split(","))]
-            rows = views.rows(past.session, paths, wanted, time.time())
+            rows = views.rows(past.session, paths, wanted, views.moment(past.session, time.time()))
             _warn_of_unknown([*names, *([sort] if sort else [])], rows)
             if sort:
                 rows.sort(key=lambda row: _rank(views.columns(row, [sort])[0]))
@@ -90,7 +90,7 @@ def show(session: SessionRef = None, jobs: Jobs = None, as_json: AsJson = False)
     paths, past = find_history(session)
     for job in service.chosen(past.session, jobs or []):
         lines = views.timeline(past.events, past.session, job)
-        spent = past.ledger.of(job.spec.name, time.time())
+        spent = past.ledger.of(job.spec.name, views.moment(past.session, time.time()))
         end = {"where time went": goodput.in_lines(spent), **views.conclusion(past.session, paths, job)}
         if as_json:
             shown = {"name": job.spec.name, "state": job.state.value, "timeline": lines, **end}

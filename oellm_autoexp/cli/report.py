@@ -26,13 +26,14 @@ def report(
 ) -> None:
     """Write one file about a session: what was asked, what happened and why, where the time went."""
     from oellm_autoexp.services import report as service
+    from oellm_autoexp.services import views
 
     if form is None:
         form = _SUFFIXES.get(output.suffix.lower(), "html") if output is not None else "html"
     if form not in service.FORMS:
         raise UsageError(f"--format is html or md, not {form!r}")
     paths, past = find_history(session)
-    text = service.report(past, paths, form, time.time())
+    text = service.report(past, paths, form, views.moment(past.session, time.time()))
     path = output if output is not None else Path(f"{past.session.opened.project}-report.{form}")
     service.write(text, path)
     typer.echo(f"Written: {path.absolute()}")

@@ -68,7 +68,9 @@ class Progress:
         from oellm_autoexp.services import views
 
         paths = SessionPaths(Path(session.opened.session))
-        shown = views.rows(session, paths, views.most_telling(session, 40), time.time())
+        shown = views.rows(
+            session, paths, views.most_telling(session, 40), views.moment(session, time.time())
+        )
         self._live.update(table(shown, title=_title(list(session.jobs.values()))))
 
     def _event(self, event: Any) -> None:
@@ -128,7 +130,8 @@ def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> N
     """The table of jobs and where their time went, or the JSON document that other programs read."""
     from oellm_autoexp.services import goodput, views
 
-    session, now = past.session, time.time()
+    session = past.session
+    now = views.moment(session, time.time())
     rows = views.rows(session, paths, jobs, now)
     spent = past.ledger.total([job.spec.name for job in jobs], now)
     if as_json:

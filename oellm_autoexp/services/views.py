@@ -18,6 +18,15 @@ _OUTCOMES = ("done", "failed", "open")
 MANY = 3
 
 
+def moment(session: Session, now: float) -> float:
+    """The present of a session's jobs: `now`, or how far the virtual time of a rehearsal has come."""
+    if session.opened is None or session.opened.scheduler.get("class_name") != "FakeSlurmClient":
+        return now
+    attempts = [attempt for job in session.jobs.values() for attempt in job.attempts]
+    times = [(a.requested_at, a.started_at, a.ended_at, a.progressed_at) for a in attempts]
+    return max((at for each in times for at in each if at is not None), default=session.opened.at)
+
+
 def rows(session: Session, paths: SessionPaths, jobs: Sequence[Job], now: float) -> list[dict[str, Any]]:
     """One mapping a job: the contract of `status --json`, and more."""
     actions = _actions(session)

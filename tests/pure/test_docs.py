@@ -13,7 +13,9 @@ import typer
 import yaml
 
 from oellm_autoexp.cli.main import app
+from oellm_autoexp.config import scenario as scenarios
 from oellm_autoexp.config import yaml_loader
+from oellm_autoexp.schedulers.fake_scenario import Scenario
 from oellm_autoexp.services import plan as service
 from oellm_autoexp.sweep.grid import Grid
 
@@ -42,8 +44,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize(("page", "text"), list(blocks("yaml")))
 def test_every_config_plans(page: Path, text: str, tmp_path: Path) -> None:
-    """A whole config as it is printed; a fragment within a small config whose command reads its variables."""
+    """A whole config or scenario, as it is printed; a fragment in a small config that reads its variables."""
     (tmp_path / "block.yaml").write_text(text)
+    if text.startswith("# faults.yaml"):
+        assert scenarios.load(tmp_path / "block.yaml", Scenario).jobs
+        return
     config = yaml_loader.load(tmp_path / "block.yaml")
     config.pop("defaults", None)
     config.setdefault("project", {"name": "tiny"})
