@@ -110,8 +110,10 @@ def starts(
     """The jobs that start now, each with its nodes. The reasons of the others are set."""
     names = list(nodes)
     free = [name for name in names if nodes[name].free]
-    believed = [name for name in names if nodes[name].known_up]
     position = {name: number for number, name in enumerate(names)}
+    #: How many of the first so many nodes are up, as the controller believes.
+    believed: dict[int, int] = {}
+    free_of: dict[int, list[str]] = {}
     found: list[tuple[FakeJob, tuple[str, ...]]] = []
     #: Of the first that did not fit, by its partition: until when, and how many nodes it leaves over.
     shadows: dict[str, tuple[float, int]] = {}
@@ -123,13 +125,17 @@ def starts(
             continue
         reason = never(habits, job, partition)
         size = _size(habits, partition)
-        if not reason and sum(1 for name in believed if position[name] < size) < job.request.nodes:
+        if size not in believed:
+            believed[size] = sum(1 for name in names[:size] if nodes[name].known_up)
+        if not reason and believed[size] < job.request.nodes:
             reason = NO_NODES
         if reason:
             job.reason = reason
             continue
         shadow = shadows.get(job.request.partition)
-        mine = [name for name in free if position[name] < size]
+        if size not in free_of:
+            free_of[size] = [name for name in free if position[name] < size]
+        mine = free_of[size]
         wanted = job.request.nodes
         fits = wanted <= len(mine)
         if fits and shadow is not None:
@@ -138,7 +144,9 @@ def starts(
                 shadows[job.request.partition] = (shadow[0], shadow[1] - wanted)
         if fits:
             taken = tuple(mine[:wanted])
-            free = [name for name in free if name not in set(taken)]
+            gone = frozenset(taken)
+            free = [name for name in free if name not in gone]
+            free_of.clear()
             found.append((job, taken))
         elif shadow is None:
             job.reason = RESOURCES
