@@ -81,7 +81,7 @@ def test_a_killed_submit_loses_nothing_and_doubles_nothing(tmp_path: Path, seed:
 
 
 def survived(place: Path, moments: random.Random, most: int) -> int:
-    """Lead a session to its end over as many as `most` deaths, and look at what it did; how many there were."""
+    """Lead a session to its end over at most so many deaths, and look at what it did; how many there were."""
     path, cli = config(place), Cli(place)
     kills = 0
     while True:
