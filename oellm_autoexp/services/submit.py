@@ -70,7 +70,7 @@ def submit(
     loaded = result.loaded
     is_fake = isinstance(loaded.scheduler, FakeSlurmClient)
     # A rehearsal that a power cut has taken is played again.
-    effects = Effects(durable=False) if is_fake else loaded.effects
+    effects = Effects(group=loaded.effects.group, durable=False) if is_fake else loaded.effects
     clock = clock_of(loaded.scheduler)
     paths, now = loaded.paths, clock.now()
     write(result, effects)
