@@ -138,7 +138,7 @@ def other(rng: random.Random, step: int) -> str:
             f"  adam_beta{step % 3} " + "." * rng.randrange(20, 40) + f" {rng.random():.4f}",
             f"{node}: (min, max) time across ranks (ms): forward-backward ......: ({rng.uniform(300, 400):.2f}, "
             f"{rng.uniform(400, 500):.2f}) optimizer ......: ({rng.uniform(3, 4):.2f}, {rng.uniform(4, 5):.2f})",
-            f"/usr/lib/python3.11/site-packages/torch/distributed/c10d_logger.py:{step % 99}: FutureWarning: `torch.library."
+            f"site-packages/torch/distributed/c10d_logger.py:{step % 99}: FutureWarning: `torch.library."
             f"impl_abstract` was renamed to `torch.library.register_fake` [rank {step % 64}]",
             f"[{node}:{step % 8}] gpu mem {rng.uniform(10, 60):.1f} GiB allocated, größter Block {rng.uniform(1, 9):.2f} GiB",
         ]

@@ -148,7 +148,8 @@ def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> N
     if line:
         typer.echo(line)
     if session.blind:
-        typer.echo(f"The scheduler does not answer: {session.blind}")
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(session.blind_since))
+        typer.echo(f"The scheduler has not answered since {since}: {session.blind}")
     if session.breaker is not None:
         typer.echo(
             f"Waiting jobs are held: {len(session.breaker.jobs)} died early of {session.breaker.cause};"

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 from typing import Any, Union
 
 from oellm_autoexp.core.quick import quick
 
 Scalar = Union[str, int, float, bool, None]
-
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class JobState(str, Enum):
@@ -254,7 +251,6 @@ class Attempt:
     log_path: str = ""
     ref: SchedulerRef | None = None
     spawned_at: float | None = None
-    accepted_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
     pending_reason: str = ""

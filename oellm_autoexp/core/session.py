@@ -175,7 +175,7 @@ class Session:
                 # This task of the submission never came to be: the job waits as before.
                 self._withdraw(job, attempt, not_before=0.0, hold="")
             else:
-                self._put(job, replace(attempt, phase=Phase.ACCEPTED, ref=ref, accepted_at=event.at))
+                self._put(job, replace(attempt, phase=Phase.ACCEPTED, ref=ref))
         del self.submissions[event.token]
 
     def _refused(self, event: ev.SubmitRefused) -> None:

@@ -483,6 +483,3 @@ def _is_quiet(job: Job, facts: Mapping[SchedulerRef, SchedulerFact]) -> bool:
     fact = facts.get(live.ref) if live.ref is not None else None
     ends = fact is not None and fact.state.ended
     return not ends and live.cancel is None and not live.signals and live.gone_since is None
-
-
-__all__ = ["Clock", "Loop", "Path", "RealClock"]

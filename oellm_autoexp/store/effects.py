@@ -281,11 +281,6 @@ class Effects:
         with self._effect("kill", str(pid)), contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
-    def kill_group(self, pgid: int, number: signal.Signals) -> None:
-        """Send a signal to a process group; one that is gone already is fine."""
-        with self._effect("killpg", str(pgid)), contextlib.suppress(ProcessLookupError):
-            os.killpg(pgid, number)
-
     def call(self, name: str, target: str, function: Callable[[], T]) -> T:
         """Any other effect (a scheduler call), made visible to the seam."""
         with self._effect(name, target):

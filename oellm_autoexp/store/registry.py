@@ -100,16 +100,6 @@ class Registry:
             raise UsageError(f"{len(visible)} sessions are named {name!r}", hint=hint)
         return visible[0] if visible else None
 
-    def forget_gone(self, effects: Effects) -> list[Entry]:
-        """Forget the sessions whose state directory cannot be seen from here, and return them."""
-        forgotten = []
-        for place, entry in self._entries().items():
-            if entry.gone:
-                with contextlib.suppress(OSError):
-                    effects.unlink(place)
-                    forgotten.append(entry)
-        return forgotten
-
     def forget(self, effects: Effects, state_dir: Path) -> None:
         """Forget the session in a state directory, if it is known."""
         for place, entry in self._entries().items():

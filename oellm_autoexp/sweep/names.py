@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
@@ -210,14 +210,3 @@ class UniqueNames:
             hint = "remove one of the two declarations, or filter it out"
         shown = f"points {first} ({_listed(other)}) and {number} ({_listed(values)})"
         raise ConfigError(Fault(key="sweep.name_template", what=what, value=shown, hint=hint))
-
-
-def check_unique(named: Iterable[tuple[str, Values]], template: str = "") -> None:
-    """Refuse names that two points share.
-
-    Raises:
-        ConfigError: names both points and the keys by which they differ, and suggests a template.
-    """
-    names = UniqueNames(template)
-    for name, values in named:
-        names.add(name, values)

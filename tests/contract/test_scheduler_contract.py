@@ -29,11 +29,9 @@ def bench(kind: str, tmp_path: Path) -> Iterator[Bench]:
     made.stop()
 
 
-@pytest.fixture
-def running(bench: Bench) -> Bench:
-    if not bench.runs_commands:
-        pytest.skip("it does not run commands")
-    return bench
+#: Those that run what they are given; the others play it.
+RUNNERS = [kind for kind in BENCHES if BENCHES[kind].runs_commands]
+runners = pytest.mark.parametrize("kind", RUNNERS, indirect=True)
 
 
 # ---------------------------------------------------------------- render
@@ -61,8 +59,6 @@ def test_one_task_runs_once_and_completes(bench: Bench) -> None:
 
 def test_an_array_gives_a_reference_for_each_task_in_order(bench: Bench) -> None:
     """Tasks of one submission run as themselves, each once; one poll tells of all."""
-    if bench.scheduler.capabilities.max_array_size < 4:
-        pytest.skip("it has no arrays")
     refs = bench.submit("tok", *(bench.task(f"t{index}", f"exit {index}") for index in range(4)))
     assert [ref.task for ref in refs] == [0, 1, 2, 3]
     assert len({ref.id for ref in refs}) == 4
@@ -123,23 +119,25 @@ def test_every_reference_has_an_answer(bench: Bench) -> None:
     assert bench.scheduler.poll([]) == {}
 
 
+@runners
 @pytest.mark.parametrize(
     ("command", "code"), [("exit 3", 3), ("exit 255", 255), ("kill -KILL $$", 137), ("no-such-program", 127)]
 )
-def test_the_way_a_command_ended_comes_through(running: Bench, command: str, code: int) -> None:
+def test_the_way_a_command_ended_comes_through(bench: Bench, command: str, code: int) -> None:
     """Exit codes and signals are told as a shell would (128 + signal)."""
-    (ref,) = running.submit("tok", running.task("one", command))
-    fact = running.ended(ref)
+    (ref,) = bench.submit("tok", bench.task("one", command))
+    fact = bench.ended(ref)
     assert fact.state is SchedulerState.FAILED
     assert code == (128 + fact.signal if fact.signal else fact.exit_code)
 
 
-def test_output_and_environment_arrive(running: Bench) -> None:
+@runners
+def test_output_and_environment_arrive(bench: Bench) -> None:
     """Both streams go to the task's log; the command sees the variables of the task, and its token."""
     command = 'echo "out $AUTOEXP_ATTEMPT $AUTOEXP_TOKEN"; echo err >&2; echo "$WORDS"'
-    task = running.task("one", command, {"AUTOEXP_ATTEMPT": "7", "WORDS": "it's \n ü $x"})
-    running.ended(running.submit("tok", task)[0])
-    assert running.log(task) == "out 7 tok\nerr\nit's \n ü $x\n"
+    task = bench.task("one", command, {"AUTOEXP_ATTEMPT": "7", "WORDS": "it's \n ü $x"})
+    bench.ended(bench.submit("tok", task)[0])
+    assert bench.log(task) == "out 7 tok\nerr\nit's \n ü $x\n"
 
 
 # ---------------------------------------------------------------- cancel, update
@@ -192,26 +190,24 @@ def submit_and_die(kind: str) -> Iterator[Callable[[Path, int, int], int]]:
         asked.close()
 
 
+@runners
 def test_jobs_outlive_their_submitter(
     kind: str, tmp_path: Path, submit_and_die: Callable[[Path, int, int], int]
 ) -> None:
     """A submission whose process has ended is found, runs on, and is told about."""
     bench = BENCHES[kind](tmp_path)
-    if not bench.runs_commands:
-        pytest.skip("it does not run commands")
     assert submit_and_die(tmp_path, 1, 10**6) == 0
     (ref,) = bench.scheduler.find(["tok"])["tok"]
     assert bench.ended(ref).state is SchedulerState.COMPLETED
     assert bench.ran == ["t0"]
 
 
+@runners
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_submitter_that_dies_at_any_step_leaves_all_or_tells_what_is_missing(
     kind: str, tmp_path: Path, count: int, submit_and_die: Callable[[Path, int, int], int]
 ) -> None:
     """Whatever step of `submit` is the last: look it up, submit what is absent, and each ran exactly once."""
-    if not BENCHES[kind].runs_commands:
-        pytest.skip("it does not run commands")
     names = [f"t{index}" for index in range(count)]
     seen = set()
     for last in itertools.count():

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.errors import ConfigError
-from oellm_autoexp.sweep.names import Namer, check_unique, kubernetes_name, legalize
+from oellm_autoexp.sweep.names import Namer, UniqueNames, kubernetes_name, legalize
 from oellm_autoexp.sweep.scalars import format_scalar, label
 
 #: The same examples every time, whatever else the machine is doing.
@@ -128,6 +128,12 @@ def test_different_texts_get_different_names(texts):
     """Where a name cannot say everything, a hash of the whole does."""
     assert len({legalize(text) for text in texts}) == len(texts)
     assert len({kubernetes_name(text) for text in texts}) == len(texts)
+
+
+def check_unique(named, template=""):
+    names = UniqueNames(template)
+    for text, values in named:
+        names.add(text, values)
 
 
 def test_the_same_name_twice_is_refused_with_the_difference():

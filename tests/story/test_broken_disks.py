@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from commands import Cli, Done, Running, until
+from rights import ordinary
 from world import Script, Stage, World
 
 from oellm_autoexp.core import events as ev
@@ -57,11 +58,8 @@ class Place:
         return str(path)
 
     def run(self, *words: str, limit: int | None = None) -> Done:
-        """A command to its end; with `limit` no file can grow beyond so many bytes."""
-        if limit is None:
-            done = self.cli(*words)
-        else:
-            done = self.cli(*words, preexec_fn=lambda: _limit(0, limit))
+        """A command to its end, held to permissions; with `limit` no file can grow beyond so many bytes."""
+        done = self.cli(*words, preexec_fn=ordinary if limit is None else lambda: _limit(0, limit))
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -296,7 +294,6 @@ def _exit_78(stage: Stage) -> None:
     (Path(process.task.attempt_dir) / "exit.1.json").write_text('{"exit_code": 78}')
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_named(place: Place) -> None:
     """And nothing is started."""
     config = place.config()

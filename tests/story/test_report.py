@@ -63,7 +63,7 @@ def stage(tmp_path: Path) -> Stage:
             session=str(found.paths.state_dir),
             nonce="n",
             scheduler={"class_name": "LocalScheduler"},
-            source={"config": "my sweep.yaml", "cwd": "/work/here", "overrides": ["sweep.axes.lr=[1, 2]"]},
+            source={"config": "my sweep.yaml", "cwd": "/data/here", "overrides": ["sweep.axes.lr=[1, 2]"]},
             provenance=PROVENANCE,
         )
     )
@@ -136,7 +136,7 @@ def test_a_report_says_what_was_asked_what_happened_and_how_to_do_it_again(
         "train.py: error: no such option: --lrr (exit 2, usage error)",
         "no output for 00:02:0",
         "restart 1 of 7 after crash in 10 s",
-        "cd /work/here\ngit checkout c0ffee\npip install oellm-autoexp==0.1.0\n"
+        "cd /data/here\ngit checkout c0ffee\npip install oellm-autoexp==0.1.0\n"
         "oellm-autoexp submit 'my sweep.yaml' -o 'sweep.axes.lr=[1, 2]' --local",
     ):
         assert said in page.said, said
