@@ -24,7 +24,7 @@ from oellm_autoexp.planning.sweep_json import sweep_json
 from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicyConfig, in_force
 from oellm_autoexp.rendering import guard
 from oellm_autoexp.schedulers import slurm
-from oellm_autoexp.schedulers.fake import FakeSlurmClient
+from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store.effects import Effects
 

@@ -27,7 +27,7 @@ _BUILT_IN = (
     "oellm_autoexp.reactions.actions",
     "oellm_autoexp.reactions.conditions",
     "oellm_autoexp.reactions.policies",
-    "oellm_autoexp.schedulers.fake",
+    "oellm_autoexp.schedulers.fake.client",
     "oellm_autoexp.schedulers.local",
     "oellm_autoexp.schedulers.slurm",
 )

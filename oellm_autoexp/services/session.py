@@ -21,7 +21,7 @@ from oellm_autoexp.errors import StateError, UsageError, did_you_mean
 from oellm_autoexp.monitor.checks import InlineExecutor
 from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
 from oellm_autoexp.monitor.wake import Alarm
-from oellm_autoexp.schedulers.fake import FakeSlurmClient
+from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store import inbox, journal

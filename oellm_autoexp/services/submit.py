@@ -13,7 +13,7 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
-from oellm_autoexp.schedulers.fake import FakeSlurmClient
+from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.services.plan import PlanResult, provenance_of, require_group, require_submitting, write
 from oellm_autoexp.services.session import Watch, check_project, clock_of, command, lead, replay
 from oellm_autoexp.store import journal

@@ -18,7 +18,7 @@ from oellm_autoexp.config.sockets import SchedulerInterface, Submission, Task
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.rendering import guard
-from oellm_autoexp.schedulers.fake import FakeSlurmClient, FakeSlurmClientConfig
+from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.store.effects import Effects
 

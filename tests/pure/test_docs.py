@@ -15,7 +15,7 @@ import yaml
 from oellm_autoexp.cli.main import app
 from oellm_autoexp.config import scenario as scenarios
 from oellm_autoexp.config import yaml_loader
-from oellm_autoexp.schedulers.fake_scenario import Scenario
+from oellm_autoexp.schedulers.fake.scenario import Scenario
 from oellm_autoexp.services import plan as service
 from oellm_autoexp.sweep.grid import Grid
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
-from oellm_autoexp.schedulers.fake_queue import NO_NODES
+from oellm_autoexp.schedulers.fake.queue import NO_NODES
 
 SHORT = {"work": 0, "startup": 1}
 LONG = {"work": "300d"}

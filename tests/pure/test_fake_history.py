@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.core.model import SchedulerState
 from oellm_autoexp.errors import StateError, UsageError
-from oellm_autoexp.schedulers.fake import FakeSlurmClient, FakeSlurmClientConfig
+from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
 SCENARIO = """\

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from oellm_autoexp.config import scenario as scenarios
 from oellm_autoexp.errors import ConfigError
-from oellm_autoexp.schedulers.fake_run import JobRequest, Kind, steps
-from oellm_autoexp.schedulers.fake_scenario import Mishap, Play, Scenario
+from oellm_autoexp.schedulers.fake.run import JobRequest, Kind, steps
+from oellm_autoexp.schedulers.fake.scenario import Mishap, Play, Scenario
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from oellm_autoexp.config import scenario as scenarios
-from oellm_autoexp.schedulers.fake_cluster import FakeCluster
-from oellm_autoexp.schedulers.fake_queue import FakeJob
-from oellm_autoexp.schedulers.fake_run import JobRequest
-from oellm_autoexp.schedulers.fake_scenario import ClusterFault, Scenario
+from oellm_autoexp.schedulers.fake.cluster import FakeCluster
+from oellm_autoexp.schedulers.fake.queue import FakeJob
+from oellm_autoexp.schedulers.fake.run import JobRequest
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario
 
 
 class Memory:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from oellm_autoexp.schedulers.fake_run import JobRequest, Run
-from oellm_autoexp.schedulers.fake_scenario import ClusterHabits, Partition
+from oellm_autoexp.schedulers.fake.run import JobRequest, Run
+from oellm_autoexp.schedulers.fake.scenario import ClusterHabits, Partition
 
 PRIORITY, RESOURCES, BEGIN_TIME = "Priority", "Resources", "BeginTime"
 NO_NODES = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"

@@ -1,6 +1,6 @@
 """A Slurm cluster that only exists in virtual time: `submit --fake` plays a config on it.
 
-Nothing of the user's is executed. Jobs do what a scenario says (`fake_scenario`), and the guards' files and
+Nothing of the user's is executed. Jobs do what a scenario says (`scenario`), and the guards' files and
 logs are written as a real cluster's jobs would leave them. The clock moves when somebody waits.
 """
 
@@ -32,11 +32,11 @@ from oellm_autoexp.errors import (
 )
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.schedulers import slurm_text
-from oellm_autoexp.schedulers.fake_cluster import FakeCluster, Record, by_token
-from oellm_autoexp.schedulers.fake_files import VERSION, Inputs, JobFiles
-from oellm_autoexp.schedulers.fake_queue import FakeJob
-from oellm_autoexp.schedulers.fake_run import JobRequest
-from oellm_autoexp.schedulers.fake_scenario import ClusterFault, Scenario
+from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
+from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
+from oellm_autoexp.schedulers.fake.queue import FakeJob
+from oellm_autoexp.schedulers.fake.run import JobRequest
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario
 from oellm_autoexp.store.effects import Effects
 
 CLUSTER = "fake"

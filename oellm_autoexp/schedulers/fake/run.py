@@ -16,7 +16,7 @@ from typing import Protocol
 
 from oellm_autoexp.core.model import ExitRecord
 from oellm_autoexp.rendering.guard_files import Claim
-from oellm_autoexp.schedulers.fake_scenario import Mishap, Play, chosen_mishap
+from oellm_autoexp.schedulers.fake.scenario import Mishap, Play, chosen_mishap
 
 #: As of a shell: ended by SIGKILL, SIGTERM.
 KILLED, TERMINATED = 137, 143

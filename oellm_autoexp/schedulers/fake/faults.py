@@ -5,11 +5,11 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from oellm_autoexp.schedulers.fake_queue import FakeJob, Node
-from oellm_autoexp.schedulers.fake_scenario import ClusterFault
+from oellm_autoexp.schedulers.fake.queue import FakeJob, Node
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 
 if TYPE_CHECKING:
-    from oellm_autoexp.schedulers.fake_cluster import FakeCluster
+    from oellm_autoexp.schedulers.fake.cluster import FakeCluster
 
 #: A controller that is killed has forgotten what happened within this time (its state is saved so often).
 FORGETS_S = 5.0

@@ -14,9 +14,9 @@ from typing import Any
 
 from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
-from oellm_autoexp.schedulers.fake_faults import Faults
-from oellm_autoexp.schedulers.fake_queue import FakeJob, Node, partition_of, starts
-from oellm_autoexp.schedulers.fake_run import (
+from oellm_autoexp.schedulers.fake.faults import Faults
+from oellm_autoexp.schedulers.fake.queue import FakeJob, Node, partition_of, starts
+from oellm_autoexp.schedulers.fake.run import (
     KILLED,
     TERMINATED,
     Files,
@@ -27,7 +27,7 @@ from oellm_autoexp.schedulers.fake_run import (
     steps,
     total_work,
 )
-from oellm_autoexp.schedulers.fake_scenario import ClusterFault, Scenario
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario
 
 #: A guard sees at its next heartbeat that a later start has taken over.
 HEARTBEAT_S = 30.0
