@@ -112,6 +112,8 @@ class Submission:
 
     token: str
     tasks: Sequence[Task]
+    #: Nodes that none of them may be given, beside those that a script itself excludes.
+    exclude: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +185,21 @@ class SchedulerInterface(Plugin):
 
     @abstractmethod
     def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
-        """Change a queued or running attempt ({"time_limit_s": …}).
+        """Change a queued or running attempt ({"time_limit_s": …}), or a queued one ({"exclude": [node, …]}).
+
+        `exclude` takes the place of the submission's list.
 
         Raises:
             SchedulerUnavailable: no answer.
             SubmitRejected: this scheduler cannot change that.
         """
+
+    def eligible_nodes(self, script_path: str) -> frozenset[str] | None:  # noqa: ARG002
+        """The nodes that the jobs of a script could be given: those of its partition; None: not known.
+
+        It makes no call of its own.
+        """
+        return None
 
 
 # ---------------------------------------------------------------- monitor: what is watched

@@ -91,6 +91,51 @@ class BreakerReset(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodesSuspected(Event):
+    """The end of an attempt speaks against nodes, each with this weight (see `core.nodes`).
+
+    `share`: one of them may be to blame, and nobody says which.
+    """
+
+    kind: ClassVar[str] = "nodes_suspected"
+    nodes: tuple[str, ...]
+    weight: float
+    what: str
+    job: str
+    attempt: int
+    share: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesTrusted(Event):
+    """An attempt on suspected nodes ended well."""
+
+    kind: ClassVar[str] = "nodes_trusted"
+    nodes: tuple[str, ...]
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesExcluded(Event):
+    """A person wants no job on these nodes, until they are forgiven."""
+
+    kind: ClassVar[str] = "nodes_excluded"
+    nodes: tuple[str, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesForgiven(Event):
+    """What was known against nodes is forgotten, by "user" or since the "scheduler" takes no job without."""
+
+    kind: ClassVar[str] = "nodes_forgiven"
+    nodes: tuple[str, ...]
+    by: str = "user"
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandAnswered(Event):
     """A command from the inbox was carried out (or refused) and this is its answer."""
 
@@ -136,6 +181,15 @@ class JobHeld(Event):
     """Why a waiting job is not submitted ("" when it may go)."""
 
     kind: ClassVar[str] = "job_held"
+    job: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryProved(Event):
+    """A canary has shown that it works; when all have, the other jobs may start."""
+
+    kind: ClassVar[str] = "canary_proved"
     job: str
     why: str
 
@@ -203,6 +257,8 @@ class SubmitRequested(Event):
     kind: ClassVar[str] = "submit_requested"
     token: str
     jobs: tuple[tuple[str, int], ...]
+    #: Nodes that none of them is to be given.
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +296,16 @@ class AttemptPending(Event):
     job: str
     attempt: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExclusionUpdated(Event):
+    """Outcome: the scheduler keeps a queued attempt from these nodes, instead of those it was told before."""
+
+    kind: ClassVar[str] = "exclusion_updated"
+    job: str
+    attempt: int
+    exclude: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

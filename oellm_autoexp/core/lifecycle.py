@@ -29,6 +29,7 @@ from oellm_autoexp.core.model import (
     mode_root,
     most_specific,
 )
+from oellm_autoexp.core.nodes import named_nodes
 from oellm_autoexp.core.quick import quick, replace
 from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED, EXIT_CLAIM_LOST, Case, classify, format_duration
 
@@ -395,6 +396,10 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
                 gone_since=None,
             )
             return replace(job, state=JobState.RUNNING, attempts=attempts)
+        case ev.ExclusionUpdated():
+            return replace(job, attempts=_changed(job, event.attempt, exclude=event.exclude))
+        case ev.CanaryProved():
+            return replace(job, proved=True)
         case ev.AttemptGone():
             attempts = _changed(job, event.attempt, gone_since=event.at)
             return replace(job, state=JobState.UNKNOWN, attempts=attempts)
@@ -464,6 +469,7 @@ def _again(job: Job) -> Job:
         end_wish=None,
         time_limit_s=None,
         first_attempt=last.number + 1 if last else 1,
+        proved=False,
     )
 
 
@@ -498,8 +504,10 @@ def _signals(job: Job, event: ev.SignalsFound) -> Job:
             if found.mode and found.rule not in known:
                 known.add(found.rule)
                 fresh.append(replace(found, at=event.at))
-        if fresh:
-            attempts = _changed(job, event.attempt, signals=attempt.signals + tuple(fresh))
+        names = named_nodes(attempt.named_nodes, event.signals) if event.signals else attempt.named_nodes
+        if fresh or names != attempt.named_nodes:
+            signals = attempt.signals + tuple(fresh)
+            attempts = _changed(job, event.attempt, signals=signals, named_nodes=names)
     return replace(
         job,
         cursors={**job.cursors, event.file: event.cursor},

@@ -114,7 +114,10 @@ class SchedulerFact:
     signal: int = 0
     started_at: float | None = None
     ended_at: float | None = None
+    #: A node list as Slurm writes it (`core.hostlist`).
     nodes: str = ""
+    #: Those of them that have failed, where the scheduler can tell them from the others.
+    failed_nodes: str = ""
     #: How often the scheduler itself has started this id again (Slurm's Restarts).
     restart_count: int = 0
 
@@ -255,6 +258,10 @@ class Attempt:
     ended_at: float | None = None
     pending_reason: str = ""
     nodes: str = ""
+    #: Nodes that it is not to be given.
+    exclude: tuple[str, ...] = ()
+    #: Nodes that its signals with an error mode name, the first few.
+    named_nodes: tuple[str, ...] = ()
     cancel: Cancel | None = None
     #: The signals with a mode that were found, the first of each rule.
     signals: tuple[LogSignal, ...] = ()
@@ -318,6 +325,8 @@ class Job:
     planned: bool = True
     #: Attempts before this number belong to an earlier verdict (`retry`, `--update`).
     first_attempt: int = 1
+    #: As a canary it has shown that it works.
+    proved: bool = False
 
     @property
     def attempt(self) -> Attempt | None:
@@ -335,6 +344,12 @@ class Job:
     @property
     def restarts(self) -> int:
         return max(0, len(self.attempts) - 1)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an attempt has run since it was added, or was last started anew by a person."""
+        mine = [attempt for attempt in self.attempts if attempt.number >= self.first_attempt]
+        return any(attempt.started_at is not None for attempt in mine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

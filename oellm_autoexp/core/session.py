@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.lifecycle import evolve
 from oellm_autoexp.core.model import Attempt, Job, JobState, Phase, mode_root
+from oellm_autoexp.core.nodes import NodeLedger
 from oellm_autoexp.core.quick import quick, replace
 
 
@@ -25,6 +26,7 @@ class OpenSubmission:
     token: str
     jobs: tuple[tuple[str, int], ...]
     requested_at: float
+    exclude: tuple[str, ...] = ()
     spawned_at: float | None = None
 
 
@@ -57,6 +59,7 @@ class Session:
     breaker: ev.BreakerTripped | None = None
     #: Early deaths per cause since the breaker was last reset: what would trip it.
     early_deaths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    nodes: NodeLedger = field(default_factory=NodeLedger)
     last_spawn_at: float | None = None
     ended: ev.SessionEnded | None = None
 
@@ -79,11 +82,14 @@ class Session:
                 self.blind = ""
             case ev.BreakerTripped():
                 self.breaker = event
+                self.nodes.apply(event)
             case ev.BreakerReset():
                 self.breaker = None
                 self.early_deaths.clear()
             case ev.CommandAnswered():
                 self.answered.add(event.command)
+            case ev.NodesSuspected() | ev.NodesTrusted() | ev.NodesExcluded() | ev.NodesForgiven():
+                self.nodes.apply(event)
             case ev.JobAdded():
                 self.jobs[event.spec.name] = Job(spec=event.spec)
                 self.ended = None
@@ -115,6 +121,8 @@ class Session:
         if isinstance(event, ev.SignalsFound):
             for request in actions_of(job, event):
                 self._request_action(request)
+        elif isinstance(event, ev.AttemptEnded):
+            self.nodes.apply(event)
         elif isinstance(event, ev.JobEnded):
             self._count_early_death(job)
         elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
@@ -129,7 +137,7 @@ class Session:
 
     def _requested(self, event: ev.SubmitRequested) -> None:
         self.submissions[event.token] = OpenSubmission(
-            token=event.token, jobs=event.jobs, requested_at=event.at
+            token=event.token, jobs=event.jobs, requested_at=event.at, exclude=event.exclude
         )
         for task, (name, number) in enumerate(event.jobs):
             job = self.jobs[name]
@@ -141,6 +149,7 @@ class Session:
                 requested_at=event.at,
                 time_limit_s=limit,
                 log_path=job.spec.log_of(number),
+                exclude=event.exclude,
             )
             cursors = {file: cursor for file, cursor in job.cursors.items() if file != "log"}
             self.jobs[name] = replace(
@@ -231,9 +240,14 @@ def actions_of(job: Job, event: ev.SignalsFound) -> Iterable[ev.ActionRequested]
 # ---------------------------------------------------------------- across jobs
 
 
-def token_of(nonce: str, jobs: Sequence[tuple[str, int]]) -> str:
-    """The token of a submission: the same jobs and attempt numbers of a session give the same token."""
-    text = json.dumps([nonce, [list(pair) for pair in jobs]], separators=(",", ":"))
+def token_of(nonce: str, jobs: Sequence[tuple[str, int]], exclude: Sequence[str] = ()) -> str:
+    """The token of a submission: the same jobs and attempt numbers of a session give the same token.
+
+    One that is made again without the nodes for which it was refused is another: Slurm keeps a record of the
+    refused one under its name.
+    """
+    named = [nonce, [list(pair) for pair in jobs], *([list(exclude)] if exclude else [])]
+    text = json.dumps(named, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -252,10 +266,12 @@ def admit(
     max_jobs: int | None,
     max_array_size: int,
     submit_rate_limit_s: float | None,
+    left_out: Callable[[Sequence[Job]], tuple[str, ...]] = lambda _jobs: (),
 ) -> tuple[ev.SubmitRequested, ...]:
     """The submissions that fit: in plan order, within the slots, at the allowed rate.
 
-    With arrays one submission takes all that fit; otherwise each job is one.
+    With arrays one submission takes all that fit; otherwise each job is one. `left_out`: the nodes that jobs
+    are not to be given.
     """
     assert session.opened is not None
     free = len(ready) if max_jobs is None else max(0, max_jobs - session.live)
@@ -268,7 +284,9 @@ def admit(
     out = []
     for block in blocks:
         pairs = tuple((job.spec.name, _next_number(job)) for job in block)
-        out.append(ev.SubmitRequested(at=now, token=token_of(session.opened.nonce, pairs), jobs=pairs))
+        exclude = left_out(block)
+        token = token_of(session.opened.nonce, pairs, exclude)
+        out.append(ev.SubmitRequested(at=now, token=token, jobs=pairs, exclude=exclude))
     return tuple(out)
 
 

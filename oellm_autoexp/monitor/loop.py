@@ -18,6 +18,7 @@ from oellm_autoexp.core.session import Session, admit, breaker, hold_reason
 from oellm_autoexp.errors import AutoexpError, LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
 from oellm_autoexp.monitor.checks import Checks, Executor, PlayedChecks
+from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import Observer, fields_of
 from oellm_autoexp.monitor.perform import Performer
 from oellm_autoexp.monitor.rules import RuleSet
@@ -105,6 +106,7 @@ class Loop:
         self._rest = Rest(scheduler.capabilities.poll_interval_s)
         checks = Checks(executor, effects) if rehearsal is None else PlayedChecks(executor, effects)
         self._observer = Observer(scheduler, paths, checks, Series(effects))
+        self._exclusion = Exclusion(session, scheduler, effects, record=self.record, trouble=self._trouble)
         self._performer = Performer(
             session,
             scheduler,
@@ -116,6 +118,7 @@ class Loop:
             commit=self._commit,
             clock=clock.now,
             rules_of=self.rules_of,
+            exclusion=self._exclusion,
             trouble=self._trouble,
             rehearsal=rehearsal is not None,
         )
@@ -226,7 +229,11 @@ class Loop:
             # The journal was cut between the end of the attempt and what follows from it.
             events = (follow(job, rules.lifecycle, now),)
         for event in events:
+            if isinstance(event, ev.RestartScheduled):
+                event = self._exclusion.explained(event)
             self.record(event)
+            if isinstance(event, ev.AttemptEnded):
+                self._exclusion.learn(event, seen.fact)
 
     def _across(self, now: float) -> None:
         """What is decided across jobs: the breaker, and who may start."""
@@ -254,6 +261,7 @@ class Loop:
             max_jobs=limit,
             max_array_size=self._scheduler.capabilities.max_array_size,
             submit_rate_limit_s=getattr(config, "submit_rate_limit_seconds", None),
+            left_out=lambda block: self._exclusion.of(block, now),
         ):
             self.record(request)
 

@@ -40,6 +40,7 @@ from oellm_autoexp.errors import (
     SubmitUnclear,
 )
 from oellm_autoexp.monitor.checks import Executor
+from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import fields_of
 from oellm_autoexp.monitor.rules import RuleSet
 from oellm_autoexp.rendering import shell
@@ -82,6 +83,7 @@ class Performer:
         commit: Callable[[], None],
         clock: Callable[[], float],
         rules_of: Callable[[str], RuleSet],
+        exclusion: Exclusion,
         trouble: Callable[[str, str], None] = lambda _what, _text: None,
         rehearsal: bool = False,
     ) -> None:
@@ -95,6 +97,7 @@ class Performer:
         self._commit = commit
         self._clock = clock
         self._rules_of = rules_of
+        self._exclusion = exclusion
         self._trouble = trouble
         self._rehearsal = rehearsal
         #: When an answered look-up first did not find a submission.
@@ -108,6 +111,7 @@ class Performer:
         """Everything outstanding, until `deadline`; the rest waits for the next tick."""
         self._cancels()
         self._recover()
+        self._exclusion.update_queued(self._clock())
         for submission in list(self._session.submissions.values()):
             if self._clock() >= deadline:
                 break
@@ -128,11 +132,14 @@ class Performer:
         self._commit()
         tasks = [self._task(name, number) for name, number in submission.jobs]
         try:
-            refs = self._effects.call(
-                "submit", token, lambda: self._scheduler.submit(Submission(token=token, tasks=tasks))
-            )
+            whole = Submission(token=token, tasks=tasks, exclude=submission.exclude)
+            refs = self._effects.call("submit", token, lambda: self._scheduler.submit(whole))
         except SubmitRejected as error:
-            self._refuse(token, str(error), permanent=True)
+            why, now = str(error), self._clock()
+            if self._exclusion.forgive_for(submission, why, now):
+                self._record(ev.SubmitRefused(at=now, token=token, reason=why, permanent=False, retry_at=now))
+            else:
+                self._refuse(token, why, permanent=True)
         except (SubmitDeferred, SchedulerUnavailable) as error:
             self._refuse(token, str(error), permanent=False)
         except SubmitUnclear:

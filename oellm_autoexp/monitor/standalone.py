@@ -22,6 +22,7 @@ from oellm_autoexp.core.signals import SignalRule
 from oellm_autoexp.errors import AutoexpError, NotLeader, StateError
 from oellm_autoexp.monitor import rules as rule_sets
 from oellm_autoexp.monitor.checks import Executor
+from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.loop import PERFORM_S, Clock
 from oellm_autoexp.monitor.perform import Performer
 from oellm_autoexp.monitor.rules import RuleSet
@@ -85,6 +86,7 @@ class LogJob:
             commit=self._commit,
             clock=clock.now,
             rules_of=self._rules_of,
+            exclusion=Exclusion(self.session, local, effects, record=self._record),
         )
 
     @property

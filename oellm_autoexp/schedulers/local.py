@@ -22,8 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compoconf import ConfigInterface, register
+from compoconf import register
 
+from oellm_autoexp.config.limits import SchedulerLimits
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
@@ -43,23 +44,16 @@ _AWAIT_GO = "--await-go"
 
 
 @dataclass(kw_only=True)
-class LocalSchedulerConfig(ConfigInterface):
-    """Processes of this machine.
+class LocalSchedulerConfig(SchedulerLimits):
+    """Processes of this machine; `max_jobs` None: one per processor.
 
-    `max_jobs`: live attempts at once (None: one per processor).
-    `submit_rate_limit_seconds`: least time between two submissions.
-    `breaker`: so many jobs that died early of one cause hold the rest (None: never).
     `kill_grace_seconds`: from SIGTERM to SIGKILL.
     """
 
-    max_jobs: int | None = None
-    submit_rate_limit_seconds: float | None = None
-    breaker: int | None = 3
     kill_grace_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.max_jobs is not None and self.max_jobs < 1:
-            raise ValueError(f"max_jobs must be at least 1, got {self.max_jobs}")
+        super().__post_init__()
         if self.kill_grace_seconds < 0:
             raise ValueError(f"kill_grace_seconds cannot be negative, got {self.kill_grace_seconds}")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compoconf import ConfigInterface, register
+from compoconf import register
 
+from oellm_autoexp.config.limits import ClusterLimits
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef
 from oellm_autoexp.core.script import ScriptRequest
@@ -19,16 +20,8 @@ from oellm_autoexp.store.effects import Effects
 
 
 @dataclass(kw_only=True)
-class SlurmClientConfig(ConfigInterface):
-    """`max_jobs`: live attempts at once (None: no bound of ours)."""
-
-    max_jobs: int | None = None
-    submit_rate_limit_seconds: float | None = None
-    breaker: int | None = 3
-
-    def __post_init__(self) -> None:
-        if self.max_jobs is not None and self.max_jobs < 1:
-            raise ValueError(f"max_jobs must be at least 1, got {self.max_jobs}")
+class SlurmClientConfig(ClusterLimits):
+    """`max_jobs` None: no bound of ours."""
 
 
 @register

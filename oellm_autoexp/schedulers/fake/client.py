@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compoconf import ConfigInterface, register
+from compoconf import register
 
 from oellm_autoexp.config import scenario as scenarios
+from oellm_autoexp.config.limits import ClusterLimits
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.times import parse_time
@@ -34,7 +36,7 @@ from oellm_autoexp.rendering import templates
 from oellm_autoexp.schedulers import slurm_text
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
 from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
-from oellm_autoexp.schedulers.fake.queue import FakeJob
+from oellm_autoexp.schedulers.fake.queue import FakeJob, partition_of, size_of
 from oellm_autoexp.schedulers.fake.run import JobRequest
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario
 from oellm_autoexp.store.effects import Effects
@@ -44,12 +46,12 @@ CLUSTER = "fake"
 MANY_JOBS = 200
 #: What squeue calls it, where that is not a word of ours.
 _STATES = {"SUSPENDED": "HELD", "CONFIGURING": "HELD"}
-_SHORT = {"N": "nodes", "t": "time", "p": "partition"}
+_SHORT = {"N": "nodes", "t": "time", "p": "partition", "x": "exclude"}
 _CHECKPOINTS = re.compile(r"^\s*export AUTOEXP_CHECKPOINT_DIR=(.*)$", re.MULTILINE)
 
 
 @dataclass(kw_only=True)
-class FakeSlurmClientConfig(ConfigInterface):
+class FakeSlurmClientConfig(ClusterLimits):
     """`scenario`: the file that says what happens (None: a quiet cluster on which every job works).
 
     `done_lines`: what every job writes when its work is done, beside the scenario's own line.
@@ -57,13 +59,6 @@ class FakeSlurmClientConfig(ConfigInterface):
 
     scenario: str | None = None
     done_lines: list[str] = field(default_factory=list)
-    max_jobs: int | None = None
-    submit_rate_limit_seconds: float | None = None
-    breaker: int | None = 3
-
-    def __post_init__(self) -> None:
-        if self.max_jobs is not None and self.max_jobs < 1:
-            raise ValueError(f"max_jobs must be at least 1, got {self.max_jobs}")
 
 
 class VirtualClock:
@@ -208,7 +203,7 @@ class FakeSlurmClient(SchedulerInterface):
 
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
         self.calls["sbatch"] += 1
-        requests = [_request(task) for task in submission.tasks]
+        requests = [_request(task, submission.exclude) for task in submission.tasks]
         try:
             self._ask_for(submit=submission.token, jobs=[asdict(request) for request in requests])
         except OSError as error:
@@ -281,11 +276,28 @@ class FakeSlurmClient(SchedulerInterface):
         self.calls["scontrol"] += 1
         job = self.played.jobs.get(ref.id)
         self.played.ask()
-        if changes.keys() != {"time_limit_s"} or job is None or _ref(job) != ref:
-            what = f"Invalid job id specified for job {ref.id}"
-            raise SubmitRejected(what if changes.keys() == {"time_limit_s"} else f"cannot change {changes}")
-        self._ask_for(limit=ref.id, seconds=float(changes["time_limit_s"]))
-        self.played.limit(ref.id, float(changes["time_limit_s"]))
+        if not changes.keys() <= {"time_limit_s", "exclude"}:
+            raise SubmitRejected(f"cannot change {changes}")
+        if job is None or _ref(job) != ref:
+            raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
+        if "time_limit_s" in changes:
+            seconds = float(changes["time_limit_s"])
+            self._ask_for(limit=ref.id, seconds=seconds)
+            self.played.limit(ref.id, seconds)
+        if "exclude" in changes:
+            nodes = sorted({*changes["exclude"], *job.request.own_exclude})
+            self._ask_for(exclude=ref.id, nodes=nodes)
+            self.played.exclude(ref.id, nodes)
+
+    def eligible_nodes(self, script_path: str) -> frozenset[str] | None:
+        try:
+            options = _options(Path(script_path).read_text(errors="replace"))
+        except OSError:
+            return None
+        names, habits = list(self.played.nodes), self.scenario.cluster
+        partition = partition_of(habits, options.get("partition", ""))
+        own = expand(options.get("exclude", ""))
+        return frozenset(names[: size_of(habits, partition)] if partition else ()).difference(own)
 
 
 def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:
@@ -294,15 +306,22 @@ def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:
         if "until" in record:
             cluster.advance(record["until"])
         elif "submit" in record:
-            cluster.submit(record["submit"], [JobRequest(**each) for each in record["jobs"]])
+            cluster.submit(record["submit"], [_requested(each) for each in record["jobs"]])
         elif "cancel" in record:
             cluster.cancel(record["cancel"])
         elif "limit" in record:
             cluster.limit(record["limit"], record["seconds"])
+        elif "exclude" in record:
+            cluster.exclude(record["exclude"], record["nodes"])
         elif "fault" in record:
             cluster.befall(ClusterFault(**record["fault"]))
     except (SchedulerUnavailable, SubmitRejected, SubmitDeferred, SubmitUnclear):
         return
+
+
+def _requested(told: Mapping[str, Any]) -> JobRequest:
+    lists = {key: tuple(told.get(key, ())) for key in ("exclude", "own_exclude")}
+    return JobRequest(**{**told, **lists})
 
 
 def _ref(job: FakeJob) -> SchedulerRef:
@@ -320,11 +339,12 @@ def _fact(job: FakeJob) -> SchedulerFact:
         started_at=job.started_at,
         ended_at=job.ended_at,
         nodes=",".join(job.nodes),
+        failed_nodes=",".join(job.failed_nodes),
         restart_count=job.restarts,
     )
 
 
-def _request(task: Task) -> JobRequest:
+def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
     """What sbatch makes of a task: the directives of its script, and what is given beside it.
 
     Raises:
@@ -344,6 +364,7 @@ def _request(task: Task) -> JobRequest:
         nodes = int(options.get("nodes", "1").partition("-")[0])
     except ValueError as error:
         raise SubmitRejected(f"sbatch: error: {error}") from error
+    own_exclude = expand(options.get("exclude", ""))
     found = _CHECKPOINTS.search(script)
     requeue = True if "requeue" in options else False if "no-requeue" in options else None
     return JobRequest(
@@ -356,6 +377,8 @@ def _request(task: Task) -> JobRequest:
         time_limit=limit,
         partition=options.get("partition", ""),
         requeue=requeue,
+        exclude=tuple(sorted({*exclude, *own_exclude})),
+        own_exclude=own_exclude,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
 from oellm_autoexp.schedulers.fake.faults import Faults
-from oellm_autoexp.schedulers.fake.queue import FakeJob, Node, partition_of, starts
+from oellm_autoexp.schedulers.fake.queue import FakeJob, Node, partition_of, size_of, starts
 from oellm_autoexp.schedulers.fake.run import (
     KILLED,
     TERMINATED,
@@ -120,9 +120,7 @@ class FakeCluster:
         if len(requests) > habits.max_array_size:
             raise SubmitRejected(f"{_REFUSED}: Invalid job array specification")
         for request in requests:
-            if partition_of(habits, request) is None:
-                what = "Invalid partition name specified"
-                raise SubmitRejected(f"{_REFUSED}: {what}")
+            self._check(request)
         if self.silent == "frozen":
             self.at(self.silent_until, self._take_late, token, tuple(requests))
             raise SubmitUnclear(f"{_REFUSED}: {_SILENT['frozen']}")
@@ -135,6 +133,18 @@ class FakeCluster:
             self.lose_answer = False
             raise SubmitUnclear(f"{_REFUSED}: {_SILENT['frozen']}")
         return jobs
+
+    def _check(self, request: JobRequest) -> None:
+        """What the controller refuses at once. It takes a job that is too wide, which then waits for ever."""
+        partition = partition_of(self.scenario.cluster, request.partition)
+        if partition is None:
+            raise SubmitRejected(f"{_REFUSED}: Invalid partition name specified")
+        if not all(name in self.nodes for name in request.exclude):
+            raise SubmitRejected(f"{_REFUSED}: Invalid node name specified")
+        size = size_of(self.scenario.cluster, partition)
+        left = [name for name in list(self.nodes)[:size] if name not in request.exclude]
+        if request.exclude and len(left) < request.nodes <= size:
+            raise SubmitRejected(f"{_REFUSED}: Requested node configuration is not available")
 
     def _take_late(self, token: str, requests: Sequence[JobRequest]) -> None:
         self._take(token, requests)
@@ -155,6 +165,7 @@ class FakeCluster:
                 request=request,
                 submitted_at=self.now,
                 time_limit=limit,
+                exclude=frozenset(request.exclude),
             )
             if habits.queue_wait:
                 stream = self.scenario.stream("wait", request.name, request.attempt)
@@ -195,6 +206,24 @@ class FakeCluster:
         job.time_limit = seconds
         if job.state == "RUNNING":
             self._plan_limit(job)
+        self.wake()
+
+    def exclude(self, identity: str, nodes: Sequence[str]) -> None:
+        """scontrol update ExcNodeList.
+
+        Raises:
+            SchedulerUnavailable: nobody answered.
+            SubmitRejected: there is no such job, it no longer waits, or there is no such node.
+        """
+        self.ask()
+        job = self.jobs.get(identity)
+        if job is None or job.ended:
+            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        if not job.pending:
+            raise SubmitRejected(f"Job is no longer pending execution for job {identity}")
+        if not all(name in self.nodes for name in nodes):
+            raise SubmitRejected(f"Invalid node name specified for job {identity}")
+        job.exclude = frozenset(nodes)
         self.wake()
 
     def befall(self, fault: ClusterFault) -> None:
@@ -375,7 +404,7 @@ class FakeCluster:
 
     def _requeue(self, job: FakeJob) -> None:
         job.state, job.reason, job.run, job.verdict = "PENDING", "BeginTime", None, None
-        job.nodes, job.started_at, job.ended_at = (), None, None
+        job.nodes, job.failed_nodes, job.started_at, job.ended_at = (), (), None, None
         job.exit_code = job.signal = 0
         job.restarts, job.life = job.restarts + 1, job.life + 1
         job.eligible_at = self.now + self.scenario.cluster.requeue_delay

@@ -124,6 +124,8 @@ class Faults:
         if job.run is not None:
             job.run.lost = True
         job.ended_at = cluster.now
+        # It is the node that failed, whatever befell the job's other nodes since.
+        job.failed_nodes = tuple(name for name in job.nodes if not cluster.nodes[name].up)
         verdict = job.verdict if job.verdict is not None else ("NODE_FAIL", "NodeDown")
         cluster.done(job, *verdict)
 

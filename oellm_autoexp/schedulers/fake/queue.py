@@ -13,6 +13,8 @@ from oellm_autoexp.schedulers.fake.run import JobRequest, Run
 from oellm_autoexp.schedulers.fake.scenario import ClusterHabits, Partition
 
 PRIORITY, RESOURCES, BEGIN_TIME = "Priority", "Resources", "BeginTime"
+#: More nodes are excluded than the job can do without.
+BAD_CONSTRAINTS = "BadConstraints"
 NO_NODES = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"
 
 
@@ -29,11 +31,15 @@ class FakeJob:
     state: str = "PENDING"
     reason: str = PRIORITY
     priority: int = 0
+    #: The nodes that it may not be given, as it stands now.
+    exclude: frozenset[str] = frozenset()
     eligible_at: float = 0.0
     #: "JobHeldUser" or "JobHeldAdmin"; "" for not.
     held: str = ""
     restarts: int = 0
     nodes: tuple[str, ...] = ()
+    #: Those of its nodes for whose failure it ended.
+    failed_nodes: tuple[str, ...] = ()
     started_at: float | None = None
     ended_at: float | None = None
     exit_code: int = 0
@@ -76,16 +82,15 @@ class Node:
         return self.up and self.known_up and not self.job
 
 
-def partition_of(habits: ClusterHabits, request: JobRequest) -> Partition | None:
-    """The partition that a request means; None: there is none of that name."""
+def partition_of(habits: ClusterHabits, name: str) -> Partition | None:
+    """The partition of a name, the default one for "" (sbatch(1)); None: there is none."""
     if not habits.partitions:
         return Partition()
-    name = request.partition or next(iter(habits.partitions))
-    return habits.partitions.get(name)
+    return habits.partitions.get(name or next(iter(habits.partitions)))
 
 
-def never(habits: ClusterHabits, job: FakeJob, partition: Partition) -> str:
-    """Why a job can never start as things are; "" if it can."""
+def never(habits: ClusterHabits, job: FakeJob, partition: Partition, names: Sequence[str]) -> str:
+    """Why a job can never start as things are; "" if it can. `names` are the cluster's nodes."""
     wanted = job.request.nodes
     if partition.down:
         return "PartitionDown"
@@ -93,10 +98,17 @@ def never(habits: ClusterHabits, job: FakeJob, partition: Partition) -> str:
         return "PartitionTimeLimit"
     if wanted > (partition.max_nodes if partition.max_nodes is not None else wanted):
         return "PartitionNodeLimit"
-    return "PartitionConfig" if wanted > _size(habits, partition) else ""
+    size = size_of(habits, partition)
+    if wanted > size:
+        return "PartitionConfig"
+    return BAD_CONSTRAINTS if wanted > _allowed(names[:size], job.exclude) else ""
 
 
-def _size(habits: ClusterHabits, partition: Partition) -> int:
+def _allowed(names: Sequence[str], exclude: frozenset[str]) -> int:
+    return len(names) - sum(1 for name in names if name in exclude) if exclude else len(names)
+
+
+def size_of(habits: ClusterHabits, partition: Partition) -> int:
     return min(habits.nodes, partition.nodes if partition.nodes is not None else habits.nodes)
 
 
@@ -111,31 +123,34 @@ def starts(
     names = list(nodes)
     free = [name for name in names if nodes[name].free]
     position = {name: number for number, name in enumerate(names)}
-    #: How many of the first so many nodes are up, as the controller believes.
-    believed: dict[int, int] = {}
-    free_of: dict[int, list[str]] = {}
+    #: By how many of the first nodes a job may have, without which: how many are up, as the controller
+    #: believes, and which are free.
+    believed: dict[tuple[int, frozenset[str]], int] = {}
+    free_of: dict[tuple[int, frozenset[str]], list[str]] = {}
     found: list[tuple[FakeJob, tuple[str, ...]]] = []
     #: Of the first that did not fit, by its partition: until when, and how many nodes it leaves over.
     shadows: dict[str, tuple[float, int]] = {}
     for job in sorted(pending, key=lambda job: job.order):
-        partition = partition_of(habits, job.request)
+        partition = partition_of(habits, job.request.partition)
         assert partition is not None
         if job.held or now < job.eligible_at:
             job.reason = job.held or (BEGIN_TIME if job.restarts else PRIORITY)
             continue
-        reason = never(habits, job, partition)
-        size = _size(habits, partition)
-        if size not in believed:
-            believed[size] = sum(1 for name in names[:size] if nodes[name].known_up)
-        if not reason and believed[size] < job.request.nodes:
+        reason = never(habits, job, partition, names)
+        size = size_of(habits, partition)
+        key = size, job.exclude
+        if key not in believed:
+            mine = [name for name in names[:size] if name not in job.exclude]
+            believed[key] = sum(1 for name in mine if nodes[name].known_up)
+        if not reason and believed[key] < job.request.nodes:
             reason = NO_NODES
         if reason:
             job.reason = reason
             continue
         shadow = shadows.get(job.request.partition)
-        if size not in free_of:
-            free_of[size] = [name for name in free if position[name] < size]
-        mine = free_of[size]
+        if key not in free_of:
+            free_of[key] = [name for name in free if position[name] < size and name not in job.exclude]
+        mine = free_of[key]
         wanted = job.request.nodes
         fits = wanted <= len(mine)
         if fits and shadow is not None:
@@ -150,18 +165,22 @@ def starts(
             found.append((job, taken))
         elif shadow is None:
             job.reason = RESOURCES
-            ends = [(started.time_limit + now, len(on)) for started, on in found]
-            shadows[job.request.partition] = _shadow(wanted, len(mine), running, ends)
+            ends = [(started.time_limit + now, _allowed(on, job.exclude)) for started, on in found]
+            shadows[job.request.partition] = _shadow(wanted, len(mine), running, ends, job.exclude)
         else:
             job.reason = PRIORITY
     return found
 
 
 def _shadow(
-    wanted: int, free: int, running: Sequence[FakeJob], more: Sequence[tuple[float, int]]
+    wanted: int,
+    free: int,
+    running: Sequence[FakeJob],
+    more: Sequence[tuple[float, int]],
+    exclude: frozenset[str],
 ) -> tuple[float, int]:
     """When so many nodes will be free at the latest, and how many will then be left over."""
-    ends = [((job.started_at or 0.0) + job.time_limit, len(job.nodes)) for job in running]
+    ends = [((job.started_at or 0.0) + job.time_limit, _allowed(job.nodes, exclude)) for job in running]
     for at, number in sorted([*ends, *more]):
         free += number
         if free >= wanted:

@@ -44,6 +44,9 @@ class JobRequest:
     time_limit: float | None = None
     partition: str = ""
     requeue: bool | None = None
+    #: The nodes that it may not be given, and those of them that its own script names.
+    exclude: tuple[str, ...] = ()
+    own_exclude: tuple[str, ...] = ()
 
 
 class Kind(Enum):

@@ -1,0 +1,39 @@
+"""What a scheduler's config says of how jobs are let in, whichever scheduler it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compoconf import ConfigInterface
+
+from oellm_autoexp.core.nodes import NodeExclusion
+
+
+@dataclass(kw_only=True)
+class SchedulerLimits(ConfigInterface):
+    """How jobs are let in.
+
+    `max_jobs`: live attempts at once (None: the scheduler's own bound).
+    `submit_rate_limit_seconds`: least time between two submissions.
+    `breaker`: so many jobs that died early of one cause hold the rest (None: never).
+    `canary`: the first so many jobs go first; the others wait until these have shown that they work (None, 0:
+    nobody waits).
+    """
+
+    max_jobs: int | None = None
+    submit_rate_limit_seconds: float | None = None
+    breaker: int | None = 3
+    canary: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_jobs", 1), ("breaker", 1), ("canary", 0), ("submit_rate_limit_seconds", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass(kw_only=True)
+class ClusterLimits(SchedulerLimits):
+    """The same where there are nodes to choose from: `node_exclusion` says when one is left out."""
+
+    node_exclusion: NodeExclusion | None = field(default_factory=NodeExclusion)
