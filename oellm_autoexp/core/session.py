@@ -48,6 +48,12 @@ class Session:
 
     opened: ev.SessionOpened | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
+    #: Names of the jobs with an attempt that may be able to run, as they came to be so.
+    alive: dict[str, None] = field(default_factory=dict)
+    #: Names of the jobs that have neither such an attempt nor a verdict.
+    waiting: dict[str, None] = field(default_factory=dict)
+    #: Names of the jobs that have changed since `take_changed`.
+    changed: dict[str, None] = field(default_factory=dict, compare=False)
     rules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     submissions: dict[str, OpenSubmission] = field(default_factory=dict)
     actions: dict[str, ActionState] = field(default_factory=dict)
@@ -91,7 +97,7 @@ class Session:
             case ev.NodesSuspected() | ev.NodesTrusted() | ev.NodesExcluded() | ev.NodesForgiven():
                 self.nodes.apply(event)
             case ev.JobAdded():
-                self.jobs[event.spec.name] = Job(spec=event.spec)
+                self._set(Job(spec=event.spec))
                 self.ended = None
             case ev.SubmitRequested():
                 self._requested(event)
@@ -117,7 +123,12 @@ class Session:
     def _of_job(self, event: ev.Event) -> None:
         name: str = getattr(event, "job")  # noqa: B009 - every event that comes here names a job
         job = evolve(self.jobs[name], event)
-        self.jobs[name] = job
+        if isinstance(event, (ev.ProgressMade, ev.SignalsFound)):
+            # Most of a long journal is of these, which end nothing and begin nothing.
+            self.jobs[name] = job
+            self.changed[name] = None
+        else:
+            self._set(job)
         if isinstance(event, ev.SignalsFound):
             for request in actions_of(job, event):
                 self._request_action(request)
@@ -127,6 +138,25 @@ class Session:
             self._count_early_death(job)
         elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
             self.ended = None
+
+    def _set(self, job: Job) -> None:
+        name = job.spec.name
+        self.jobs[name] = job
+        self.changed[name] = None
+        if job.live is not None:
+            self.alive[name] = None
+            self.waiting.pop(name, None)
+        else:
+            self.alive.pop(name, None)
+            if job.state.ended:
+                self.waiting.pop(name, None)
+            else:
+                self.waiting[name] = None
+
+    def take_changed(self) -> dict[str, None]:
+        """The names of the jobs that have changed since the last call, in that order."""
+        taken, self.changed = self.changed, {}
+        return taken
 
     def _request_action(self, event: ev.ActionRequested) -> None:
         if event.key not in self.actions:
@@ -152,13 +182,15 @@ class Session:
                 exclude=event.exclude,
             )
             cursors = {file: cursor for file, cursor in job.cursors.items() if file != "log"}
-            self.jobs[name] = replace(
-                job,
-                attempts=(*job.attempts, attempt),
-                state=JobState.SUBMITTED,
-                hold="",
-                cursors=cursors,
-                matches={},
+            self._set(
+                replace(
+                    job,
+                    attempts=(*job.attempts, attempt),
+                    state=JobState.SUBMITTED,
+                    hold="",
+                    cursors=cursors,
+                    matches={},
+                )
             )
 
     def _each(self, token: str) -> Iterable[tuple[Job, Attempt]]:
@@ -168,7 +200,7 @@ class Session:
 
     def _put(self, job: Job, attempt: Attempt) -> None:
         attempts = tuple(attempt if old.number == attempt.number else old for old in job.attempts)
-        self.jobs[job.spec.name] = replace(job, attempts=attempts)
+        self._set(replace(job, attempts=attempts))
 
     def _spawned(self, event: ev.SubmitSpawned) -> None:
         self.submissions[event.token] = replace(self.submissions[event.token], spawned_at=event.at)
@@ -194,9 +226,7 @@ class Session:
 
     def _withdraw(self, job: Job, attempt: Attempt, *, not_before: float, hold: str) -> None:
         attempts = tuple(old for old in job.attempts if old.number != attempt.number)
-        self.jobs[job.spec.name] = replace(
-            job, attempts=attempts, state=JobState.WAITING, not_before=not_before, hold=hold
-        )
+        self._set(replace(job, attempts=attempts, state=JobState.WAITING, not_before=not_before, hold=hold))
 
     # ---- views
 
@@ -214,11 +244,11 @@ class Session:
     @property
     def live(self) -> int:
         """How many attempts may be able to run."""
-        return sum(1 for job in self.jobs.values() if job.live is not None)
+        return len(self.alive)
 
     @property
     def all_ended(self) -> bool:
-        return all(job.state.ended for job in self.jobs.values())
+        return not self.alive and not self.waiting
 
 
 def actions_of(job: Job, event: ev.SignalsFound) -> Iterable[ev.ActionRequested]:
@@ -298,8 +328,7 @@ def breaker(session: Session, threshold: int | None, now: float) -> tuple[ev.Eve
     """Hold the rest of a sweep when several jobs died early of the same cause."""
     if threshold is None or session.breaker is not None:
         return ()
-    waiting = any(not job.state.ended and job.live is None for job in session.jobs.values())
-    if not waiting:
+    if not session.waiting:
         return ()
     for cause, jobs in session.early_deaths.items():
         if len(jobs) >= threshold:

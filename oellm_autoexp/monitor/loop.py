@@ -12,11 +12,12 @@ from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, decide, follow
-from oellm_autoexp.core.model import Job, JobState, Phase, SchedulerFact, SchedulerRef
+from oellm_autoexp.core.model import Job, SchedulerFact, SchedulerRef
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.session import Session, admit, breaker, hold_reason
 from oellm_autoexp.errors import AutoexpError, LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
+from oellm_autoexp.monitor.agenda import Agenda, LiveJobs, NewsOnly, Rehearsal, undecided
 from oellm_autoexp.monitor.checks import Checks, Executor, PlayedChecks
 from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import Observer, fields_of
@@ -43,17 +44,6 @@ class Clock(Protocol):
     def monotonic(self) -> float: ...
 
     def wait(self, seconds: float) -> None: ...
-
-
-class Rehearsal(Protocol):
-    """What a loop is told by a scheduler that is only played: where it need not look."""
-
-    #: No running job may stay unlooked at for longer than this, in seconds.
-    longest_s: float
-
-    def news(self) -> frozenset[str]:
-        """The jobs whose state or log has changed since the last call."""
-        ...
 
 
 class RealClock:
@@ -126,8 +116,9 @@ class Loop:
         #: The snapshot is for other programs; nobody reads it while virtual time flies.
         self._snapshot_interval_s = SNAPSHOT_INTERVAL_S if rehearsal is None else math.inf
         self._heartbeat_s = HEARTBEAT_S if rehearsal is None else VIRTUAL_HEARTBEAT_S
-        #: In a rehearsal: each job as it was after the last look at it, and when that was.
-        self._looked: dict[str, tuple[Job, float]] = {}
+        self._agenda: Agenda = LiveJobs(session, self.rules_of)
+        if rehearsal is not None:
+            self._agenda = NewsOnly(session, rehearsal)
         self._poll_at = 0.0
         self._failures = 0
         self._snapshot_at = 0.0
@@ -173,8 +164,9 @@ class Loop:
         try:
             commands = self._inbox(now)
             facts = self._poll(now)
-            for job in self._to_look_at(facts, now):
+            for job in self._agenda.due(now):
                 self._job(job, facts, now)
+                self._agenda.looked(job.spec.name, facts, now)
             self._across(now)
             self._commit()
             for command in commands:
@@ -190,25 +182,6 @@ class Loop:
         self._journal.heartbeat(now, self._heartbeat_s)
         self._snapshot(now)
 
-    def _to_look_at(self, facts: Mapping[SchedulerRef, SchedulerFact], now: float) -> list[Job]:
-        """The jobs without a verdict; in a rehearsal, those of them that may have something new to show."""
-        jobs = [job for job in self.session.jobs.values() if not job.state.ended]
-        if self._rehearsal is None:
-            return jobs
-        news, longest_s = self._rehearsal.news(), self._rehearsal.longest_s
-        found = []
-        for job in jobs:
-            before, at = self._looked.get(job.spec.name, (None, 0.0))
-            is_known = before is job and job.spec.name not in news
-            if job.state is JobState.RUNNING:
-                # Silence grows although nothing happens.
-                is_known = is_known and now - at < longest_s
-            if not (is_known and _is_quiet(job, facts)):
-                found.append(job)
-        for job in found:
-            self._looked[job.spec.name] = job, now
-        return found
-
     def _trouble(self, what: str, text: str) -> None:
         """Say that something does not work, once; "" when it works again."""
         if not text:
@@ -220,13 +193,11 @@ class Loop:
     def _job(self, job: Job, facts: Mapping[SchedulerRef, SchedulerFact], now: float) -> None:
         name = job.spec.name
         rules = self.rules_of(job.spec.rules)
-        last = job.attempt
+        was_undecided = undecided(job)
         seen = self._observer.observe(job, rules, facts, now, self.record, lambda key: self.session.jobs[key])
         job = self.session.jobs[name]
         events = decide(job, seen, rules.lifecycle)
-        undecided = last is not None and last.phase is Phase.ENDED and not last.decision
-        if undecided and not events and last is not None and last.number >= job.first_attempt:
-            # The journal was cut between the end of the attempt and what follows from it.
+        if was_undecided and not events:
             events = (follow(job, rules.lifecycle, now),)
         for event in events:
             if isinstance(event, ev.RestartScheduled):
@@ -242,17 +213,18 @@ class Loop:
             self.record(event)
         held = hold_reason(self.session)
         ready = []
-        for job in list(self.session.jobs.values()):
-            if job.state.ended or job.live is not None or job.end_wish is not None or now < job.not_before:
+        for name in list(self.session.waiting):
+            job = self.session.jobs[name]
+            if job.end_wish is not None or now < job.not_before:
                 continue
             why = held
             if not why:
                 gate, said = self._observer.start_gate(job, self.rules_of(job.spec.rules), now)
                 why = "" if gate is Gate.OPEN else f"start condition: {said}"
             if why != job.hold:
-                self.record(ev.JobHeld(at=now, job=job.spec.name, why=why))
+                self.record(ev.JobHeld(at=now, job=name, why=why))
             if not why:
-                ready.append(self.session.jobs[job.spec.name])
+                ready.append(self.session.jobs[name])
         limit = getattr(config, "max_jobs", None) or self._scheduler.capabilities.default_max_jobs
         for request in admit(
             self.session,
@@ -292,7 +264,8 @@ class Loop:
 
     def _poll_interval(self) -> float:
         """The shortest that the rules of a live job ask for; the scheduler's own where none does."""
-        live = {job.spec.rules for job in self.session.jobs.values() if job.live is not None}
+        jobs = self.session.jobs
+        live = {jobs[name].spec.rules for name in self.session.alive}
         asked = [self.rules_of(identity).poll_interval_s for identity in live]
         named = [interval for interval in asked if interval is not None]
         return min(named, default=self._scheduler.capabilities.poll_interval_s)
@@ -481,13 +454,3 @@ class Loop:
         else:
             self._trouble("snapshot", "")
             self._snapshot_at, self._changed = now, False
-
-
-def _is_quiet(job: Job, facts: Mapping[SchedulerRef, SchedulerFact]) -> bool:
-    """Whether nothing about a job is under way that a look could move on."""
-    live = job.live
-    if live is None:
-        return True
-    fact = facts.get(live.ref) if live.ref is not None else None
-    ends = fact is not None and fact.state.ended
-    return not ends and live.cancel is None and not live.signals and live.gone_since is None

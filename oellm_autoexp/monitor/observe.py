@@ -16,7 +16,6 @@ from oellm_autoexp.core.model import (
     Attempt,
     Cursor,
     Job,
-    Phase,
     Scalar,
     SchedulerFact,
     SchedulerRef,
@@ -88,8 +87,9 @@ class Observer:
         Raises:
             SchedulerUnavailable: no answer.
         """
-        live = [job.live for job in session.jobs.values()]
-        refs = [a.ref for a in live if a is not None and a.ref is not None and a.phase is not Phase.ENDED]
+        jobs = session.jobs
+        found = [jobs[name].attempts[-1].ref for name in session.alive]
+        refs = [ref for ref in found if ref is not None]
         try:
             return self._scheduler.poll(refs) if refs else {}
         except SchedulerUnavailable:
@@ -100,13 +100,13 @@ class Observer:
 
     def places(self, session: Session) -> set[Path]:
         """The directories where the logs of live jobs grow."""
-        live = [job.live for job in session.jobs.values()]
-        return {Path(attempt.log_path).parent for attempt in live if attempt is not None}
+        jobs = session.jobs
+        return {Path(jobs[name].attempts[-1].log_path).parent for name in session.alive}
 
     def due(self, session: Session) -> float:
         """When the next log is to be read."""
-        live = [name for name, job in session.jobs.items() if job.live is not None]
-        return min((self._watches[name].check_at for name in live if name in self._watches), default=math.inf)
+        watches = self._watches
+        return min((watches[name].check_at for name in session.alive if name in watches), default=math.inf)
 
     def hurry(self) -> None:
         """Look at all logs at the next turn: one of them has grown."""

@@ -201,12 +201,12 @@ class Performer:
     def _cancels(self) -> None:
         """One call for all cancels that have not been sent since they were asked for."""
         wanted = []
-        for job in self._session.jobs.values():
-            attempt = job.live
-            if attempt is None or attempt.ref is None or attempt.cancel is None:
+        for name in self._session.alive:
+            attempt = self._session.jobs[name].attempts[-1]
+            if attempt.cancel is None or attempt.ref is None:
                 continue
             if attempt.cancel.sent_at is None or attempt.cancel.sent_at < attempt.cancel.at:
-                wanted.append((job.spec.name, attempt.number, attempt.ref))
+                wanted.append((name, attempt.number, attempt.ref))
         if not wanted:
             return
         refs = [ref for _, _, ref in wanted]

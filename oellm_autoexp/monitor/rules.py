@@ -43,6 +43,11 @@ class RuleSet:
     check_interval_s: float | None = None
     poll_interval_s: float | None = None
 
+    @property
+    def gated(self) -> bool:
+        """Whether a condition may end a job that waits."""
+        return self.cancel is not None or self.finish is not None
+
 
 def build(config: Mapping[str, Any]) -> RuleSet:
     """The rule set of a journaled rules mapping.

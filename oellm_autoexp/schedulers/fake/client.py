@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,6 @@ class FakeSlurmClient(SchedulerInterface):
         self._played: FakeCluster | None = None
         #: What was told last of each job, by id, with what of the job it was made from.
         self._told: dict[str, tuple[tuple[object, ...], SchedulerRef, SchedulerFact]] = {}
-        self._news: set[str] = set()
         #: Which job a log is of.
         self._names: dict[str, str] = {}
         self.scenario = Scenario()
@@ -232,10 +231,10 @@ class FakeSlurmClient(SchedulerInterface):
     def poll(self, refs: Sequence[SchedulerRef]) -> Mapping[SchedulerRef, SchedulerFact]:
         self.calls["squeue"] += 1
         self.played.ask()
-        jobs = self.played.jobs
-        return {ref: self._state(ref, jobs.get(ref.id)) for ref in refs}
+        return _Answer(refs, self._fact)
 
-    def _state(self, ref: SchedulerRef, job: FakeJob | None) -> SchedulerFact:
+    def _fact(self, ref: SchedulerRef) -> SchedulerFact:
+        job = self.played.jobs.get(ref.id)
         if job is None:
             self._told.pop(ref.id, None)
             return self._accounted(ref)
@@ -243,18 +242,17 @@ class FakeSlurmClient(SchedulerInterface):
         told = self._told.get(ref.id)
         if told is None or told[0] != key:
             told = self._told[ref.id] = key, _ref(job), _fact(job)
-            self._news.add(job.request.name)
         return told[2] if told[1] == ref else self._accounted(ref)
 
-    def news(self) -> frozenset[str]:
-        """The jobs whose state, as it was asked for, or whose log has changed since the last call."""
-        grown = self._files.grown
-        if not grown <= self._names.keys():
-            self._names.update({job.request.log_path: job.request.name for job in self.played.jobs.values()})
-        found = self._news.union(self._names[path] for path in grown if path in self._names)
-        self._news.clear()
+    def news(self) -> Iterable[str]:
+        """The jobs whose state or log has changed since the last call."""
+        grown, names = self._files.grown, self._names
+        if not grown <= names.keys():
+            names.update({job.request.log_path: job.request.name for job in self.played.jobs.values()})
+        found = self.played.news.union(names[path] for path in grown if path in names)
+        self.played.news.clear()
         grown.clear()
-        return frozenset(found)
+        return found
 
     def _accounted(self, ref: SchedulerRef) -> SchedulerFact:
         """What sacct says of a job that the controller has forgotten."""
@@ -298,6 +296,23 @@ class FakeSlurmClient(SchedulerInterface):
         partition = partition_of(habits, options.get("partition", ""))
         own = expand(options.get("exclude", ""))
         return frozenset(names[: size_of(habits, partition)] if partition else ()).difference(own)
+
+
+class _Answer(Mapping[SchedulerRef, SchedulerFact]):
+    """What squeue and sacct say at one moment, put together for those that are looked at."""
+
+    def __init__(self, refs: Sequence[SchedulerRef], fact: Callable[[SchedulerRef], SchedulerFact]) -> None:
+        self._refs = refs
+        self._fact = fact
+
+    def __getitem__(self, ref: SchedulerRef) -> SchedulerFact:
+        return self._fact(ref)
+
+    def __iter__(self) -> Iterator[SchedulerRef]:
+        return iter(dict.fromkeys(self._refs))
+
+    def __len__(self) -> int:
+        return len(dict.fromkeys(self._refs))
 
 
 def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:

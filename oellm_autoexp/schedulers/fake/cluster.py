@@ -63,6 +63,8 @@ class FakeCluster:
         self.records: dict[str, list[Record]] = {}
         #: The work that each job has saved, in seconds.
         self.saved: dict[str, float] = {}
+        #: Names of the jobs of which the controller has had something else to say since this was emptied.
+        self.news: set[str] = set()
         #: "" if the controller answers, else "down" or "frozen".
         self.silent = ""
         self.silent_until = 0.0
@@ -243,8 +245,12 @@ class FakeCluster:
             return  # It is made up for when the controller is back.
         pending = [job for job in self.jobs.values() if job.pending]
         running = [job for job in self.jobs.values() if job.nodes and not job.ended]
+        reasons = [job.reason for job in pending]
         for job, nodes in starts(self.scenario.cluster, pending, running, self.nodes, self.now):
             self._start(job, nodes)
+        for job, reason in zip(pending, reasons, strict=True):
+            if job.reason != reason:
+                self.news.add(job.request.name)
 
     def _start(self, job: FakeJob, nodes: tuple[str, ...]) -> None:
         for name in nodes:
@@ -337,6 +343,7 @@ class FakeCluster:
         run.order, run.cause, run.next = order, "signal:TERM", None
         run.work, run.working = run.work_at(self.now), False
         job.state, job.ended_at = "COMPLETING", self.now
+        self.news.add(job.request.name)
         play, wait = run.play, self.scenario.cluster.kill_wait
         takes = play.stop_takes + (play.checkpoint_takes if play.saves_when_stopped else 0.0)
         self.at(self.now + min(takes, wait), self._stopped, run, takes <= wait)
@@ -382,6 +389,7 @@ class FakeCluster:
         elif job.verdict[0] in ("CANCELLED", "TIMEOUT"):
             job.exit_code, job.signal = 0, 9 if killed else 15
         job.state, job.ended_at = "COMPLETING", self.now
+        self.news.add(job.request.name)
         self.at(self.now + self.scenario.cluster.completing, self.done, job, *job.verdict, life)
 
     def _superseded(self, run: Run) -> None:
@@ -403,6 +411,7 @@ class FakeCluster:
             self._conclude(job, state, reason)
 
     def _requeue(self, job: FakeJob) -> None:
+        self.news.add(job.request.name)
         job.state, job.reason, job.run, job.verdict = "PENDING", "BeginTime", None, None
         job.nodes, job.failed_nodes, job.started_at, job.ended_at = (), (), None, None
         job.exit_code = job.signal = 0
@@ -418,6 +427,7 @@ class FakeCluster:
 
     def _conclude(self, job: FakeJob, state: str, reason: str) -> None:
         habits = self.scenario.cluster
+        self.news.add(job.request.name)
         job.state, job.reason, job.life = state, reason, job.life + 1
         job.ended_at = job.ended_at if job.ended_at is not None else self.now
         if habits.accounting:

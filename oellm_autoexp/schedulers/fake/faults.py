@@ -89,6 +89,7 @@ class Faults:
         else:
             job.held = "JobHeldAdmin" if fault.kind == "hold" else ""
             job.reason = job.held or job.reason
+            cluster.news.add(job.request.name)
             cluster.wake()
 
     def _preempt(self, job: FakeJob, life: int) -> None:
@@ -145,6 +146,7 @@ class Faults:
         cluster = self._cluster
         young = [job for job in cluster.jobs.values() if cluster.now - job.submitted_at < FORGETS_S]
         for job in young:
+            cluster.news.add(job.request.name)
             cluster.release(job)
             if job.pending:
                 job.life += 1
