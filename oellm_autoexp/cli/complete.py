@@ -19,6 +19,16 @@ def jobs(ctx: typer.Context, incomplete: str) -> list[str]:
     return _quietly(lambda: _jobs(ctx.params.get("session"), incomplete))
 
 
+def verbs(incomplete: str) -> list[str]:
+    """What `nodes` can do."""
+    return [verb for verb in ("exclude", "forgive") if verb.startswith(incomplete)]
+
+
+def nodes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Nodes that something is known about: those that jobs have had, or that may be forgiven."""
+    return _quietly(lambda: _nodes(ctx.params.get("session"), ctx.params.get("verb"), incomplete))
+
+
 def _quietly(find: Callable[[], Iterator[str]]) -> list[str]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -33,6 +43,18 @@ def _sessions(incomplete: str) -> Iterator[str]:
     for entry in Registry().list_all():
         if not entry.gone and entry.name.startswith(incomplete):
             yield entry.name
+
+
+def _nodes(session: str | None, verb: str | None, incomplete: str) -> Iterator[str]:
+    from oellm_autoexp.cli.finding import find_session
+    from oellm_autoexp.core.hostlist import expand
+
+    _, state = find_session(session)
+    found = sorted({**state.nodes.by_user, **state.nodes.evidence})
+    if verb == "exclude":
+        lists = {attempt.nodes for job in state.jobs.values() for attempt in job.attempts}
+        found = sorted({node for text in lists for node in expand(text)} - state.nodes.by_user.keys())
+    yield from (name for name in found if name.startswith(incomplete))
 
 
 def _jobs(session: str | None, incomplete: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from oellm_autoexp import __version__
-from oellm_autoexp.cli import cleanup, init, log_watch, look, report, steer, submit
+from oellm_autoexp.cli import cleanup, init, log_watch, look, nodes, report, steer, submit
 from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
 
@@ -41,7 +41,10 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         ["init -- python train.py --lr 0.1", "init --slurm lumi --output lumi.yaml -- python train.py"],
     ),
     (submit.plan, ["plan sweep.yaml --local", "plan sweep.yaml --dry-run -o 'sweep.axes.lr=[1e-3]'"]),
-    (submit.submit, ["submit sweep.yaml --local", "submit sweep.yaml --local --detach"]),
+    (
+        submit.submit,
+        ["submit sweep.yaml --local", "submit sweep.yaml --local --detach", "submit sweep.yaml --canary 2"],
+    ),
     (
         log_watch.monitor,
         ["monitor outputs", "monitor sweep.yaml --log train=train.out --action convert='python c.py {path}'"],
@@ -52,6 +55,14 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (report.report, ["report outputs", "report outputs -o report.md"]),
     (steer.cancel, ["cancel outputs 'tiny_*' --yes", "cancel outputs lr=0.001"]),
     (steer.retry, ["retry outputs", "retry outputs tiny_lr0.001_seed0"]),
+    (
+        nodes.nodes,
+        [
+            "nodes outputs",
+            "nodes outputs exclude n17 'n[20-23]' --why 'slow network'",
+            "nodes outputs forgive n17",
+        ],
+    ),
     (look.sessions, ["sessions", "sessions --json"]),
     (cleanup.cleanup, ["cleanup", "cleanup --yes"]),
 )

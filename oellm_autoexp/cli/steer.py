@@ -25,6 +25,7 @@ def _command(verb: str, session: str | None, jobs: list[str] | None, yes: bool, 
 
     paths, state = find_session(session)
     found = service.chosen(state, jobs or [])
+    held = verb == "retry" and state.breaker is not None
     if verb == "retry" and not jobs:
         found = [job for job in found if job.state.value in ("failed", "cancelled")]
     if ask:
@@ -32,9 +33,11 @@ def _command(verb: str, session: str | None, jobs: list[str] | None, yes: bool, 
     names = [job.spec.name for job in found]
     ok, text = service.command(paths, verb, {"jobs": names})
     typer.echo(text)
+    if held:
+        names = [name for name, job in state.jobs.items() if not job.state.ended]
     if (
         ok
-        and found
+        and names
         and service.leader_of(paths) is None
         and any(not job.state.ended for job in _again(paths, names))
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -115,11 +115,19 @@ def submit(
         bool, typer.Option("--detach", help="Watch in the background: this terminal may be closed.")
     ] = False,
     update: Annotated[bool, typer.Option("--update", help="Take changed jobs.")] = False,
+    canary: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N", min=0, help="Start N jobs; the others wait until these work. 0: none wait."
+        ),
+    ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Cancel jobs that the plan no longer has.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit what is not done yet, and watch until everything has a verdict."""
+    if canary is not None:
+        override = [*(override or []), f"scheduler.canary={canary}"]
     if dry_run:
         plan(config_ref, config_dir, override, local, fake, scenario, dry_run=True, as_json=as_json)
         return

@@ -154,7 +154,13 @@ def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> N
         typer.echo(
             f"Waiting jobs are held: {len(session.breaker.jobs)} died early of {session.breaker.cause};"
         )
-        typer.echo("  `oellm-autoexp retry` lets them go on")
+        typer.echo(f"  `oellm-autoexp retry {paths.state_dir}` lets them go on")
+    line = views.canaries_in_words(session)
+    if line:
+        typer.echo(f"{line}\n  `oellm-autoexp submit … --canary 0` lets all start")
+    line = views.nodes_in_words(session, now)
+    if line:
+        typer.echo(f"{line}\n  `oellm-autoexp nodes {paths.state_dir}` says why")
     ended_badly = [job for job in jobs if job.state.value == "failed"]
     if ended_badly:
         typer.echo(f"Why: oellm-autoexp show {paths.state_dir} {ended_badly[0].spec.name}")

@@ -265,6 +265,8 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tuple
     after = evolve(job, ended)
     if case.unclaimed and verdict.mode == "crash" and job.end_wish is None:
         return (ended, _unclaimed(after, seen.now))
+    if attempt.withdrawn and verdict.mode != "success" and job.end_wish is None:
+        return (ended, _free_restart(after, seen.now, "it may be submitted again later", 0.0))
     return (ended, follow(after, rules, seen.now, claim_lost=verdict.exit_code == EXIT_CLAIM_LOST))
 
 
@@ -278,14 +280,21 @@ def _unclaimed(job: Job, now: float) -> ev.RestartScheduled:
             break
         row += 1
     delay = min(UNCLAIMED_S * 2 ** min(row - 1, 10), UNCLAIMED_MAX_S)
+    return _free_restart(job, now, f"the command never began; tried again in {delay:g} s", delay)
+
+
+def _free_restart(job: Job, now: float, why: str, delay_s: float) -> ev.RestartScheduled:
+    """Another attempt that is charged to no budget, and that no policy is asked about."""
+    attempt = job.attempt
+    assert attempt is not None
     return ev.RestartScheduled(
         at=now,
         job=job.spec.name,
         attempt=attempt.number,
         mode=attempt.mode,
         entry=attempt.mode,
-        why=f"the command never began; tried again in {delay:g} s",
-        not_before=now + delay,
+        why=why,
+        not_before=now + delay_s,
         charged=False,
     )
 

@@ -174,6 +174,10 @@ class JobSpec:
         return self.log_path.replace("{attempt}", str(attempt))
 
 
+#: Who cancels what the breaker holds: such an attempt never counts as begun, and is free of budgets.
+BREAKER = "breaker"
+
+
 class Phase(str, Enum):
     """How far one attempt has come."""
 
@@ -285,6 +289,11 @@ class Attempt:
     def progressed(self) -> bool:
         return self.progressed_at is not None
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it left the queue, or was to, because of the breaker."""
+        return self.cancel is not None and self.cancel.by == BREAKER
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
@@ -348,8 +357,11 @@ class Job:
     @property
     def begun(self) -> bool:
         """Whether an attempt has run since it was added, or was last started anew by a person."""
-        mine = [attempt for attempt in self.attempts if attempt.number >= self.first_attempt]
-        return any(attempt.started_at is not None for attempt in mine)
+        return any(
+            attempt.started_at is not None and not attempt.withdrawn
+            for attempt in self.attempts
+            if attempt.number >= self.first_attempt
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""All jobs of a session as the journal tells them, and what is decided across jobs: admission, the breaker.
+"""All jobs of a session as the journal tells them, and who of them is submitted next.
 
 `Session.apply` is the only way state changes, in life as in replay; so replay is recovery.
 """
@@ -16,6 +16,9 @@ from oellm_autoexp.core.lifecycle import evolve
 from oellm_autoexp.core.model import Attempt, Job, JobState, Phase, mode_root
 from oellm_autoexp.core.nodes import NodeLedger
 from oellm_autoexp.core.quick import quick, replace
+
+#: A death within this time of the start is an early one (the default start-up grace).
+EARLY_S = 900.0
 
 
 @quick
@@ -63,8 +66,9 @@ class Session:
     blind: str = ""
     blind_since: float = 0.0
     breaker: ev.BreakerTripped | None = None
-    #: Early deaths per cause since the breaker was last reset: what would trip it.
-    early_deaths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Early deaths per cause since the breaker was last reset, each job with its nodes: what would trip it.
+    #: Nodes that a job's end does not depend on are "".
+    early_deaths: dict[str, dict[str, str]] = field(default_factory=dict)
     nodes: NodeLedger = field(default_factory=NodeLedger)
     last_spawn_at: float | None = None
     ended: ev.SessionEnded | None = None
@@ -90,7 +94,7 @@ class Session:
                 self.breaker = event
                 self.nodes.apply(event)
             case ev.BreakerReset():
-                self.breaker = None
+                self.breaker, self.ended = None, None
                 self.early_deaths.clear()
             case ev.CommandAnswered():
                 self.answered.add(event.command)
@@ -134,8 +138,9 @@ class Session:
                 self._request_action(request)
         elif isinstance(event, ev.AttemptEnded):
             self.nodes.apply(event)
+            self._count_early_death(job, final=False)
         elif isinstance(event, ev.JobEnded):
-            self._count_early_death(job)
+            self._count_early_death(job, final=True)
         elif isinstance(event, (ev.JobRetried, ev.JobUpdated)):
             self.ended = None
 
@@ -230,16 +235,19 @@ class Session:
 
     # ---- views
 
-    def _count_early_death(self, job: Job) -> None:
+    def _count_early_death(self, job: Job, *, final: bool) -> None:
+        """A death counts at once where its last line names the cause, else when it is the job's end."""
         attempt = job.attempt
-        if attempt is None or job.state is not JobState.FAILED or attempt.progressed:
+        mode = job.mode if final or attempt is None else attempt.mode
+        if attempt is None or attempt.progressed or mode_root(mode) != "crash":
             return
-        if mode_root(job.mode) != "crash":
-            return
-        cause = f"{job.mode}: {attempt.last_error}" if attempt.last_error else job.mode
-        jobs = self.early_deaths.get(cause, ())
-        if job.spec.name not in jobs:
-            self.early_deaths[cause] = (*jobs, job.spec.name)
+        if final:
+            counts = job.state is JobState.FAILED
+        else:
+            counts = mode in ("crash", "crash.config") and attempt.last_error != "" and _early(attempt)
+        if counts:
+            cause = f"crash: {attempt.last_error}" if attempt.last_error else mode
+            self.early_deaths.setdefault(cause, {})[job.spec.name] = "" if final else attempt.nodes
 
     @property
     def live(self) -> int:
@@ -249,6 +257,12 @@ class Session:
     @property
     def all_ended(self) -> bool:
         return not self.alive and not self.waiting
+
+
+def _early(attempt: Attempt) -> bool:
+    if attempt.started_at is None or attempt.ended_at is None:
+        return False
+    return attempt.ended_at - attempt.started_at <= EARLY_S
 
 
 def actions_of(job: Job, event: ev.SignalsFound) -> Iterable[ev.ActionRequested]:
@@ -279,13 +293,6 @@ def token_of(nonce: str, jobs: Sequence[tuple[str, int]], exclude: Sequence[str]
     named = [nonce, [list(pair) for pair in jobs], *([list(exclude)] if exclude else [])]
     text = json.dumps(named, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def hold_reason(session: Session) -> str:
-    """Why no waiting job of the session may be submitted now; "" when they may."""
-    if session.breaker is not None:
-        return f"breaker: {len(session.breaker.jobs)} jobs died early of `{session.breaker.cause}`"
-    return ""
 
 
 def admit(
@@ -322,15 +329,3 @@ def admit(
 
 def _next_number(job: Job) -> int:
     return job.attempts[-1].number + 1 if job.attempts else 1
-
-
-def breaker(session: Session, threshold: int | None, now: float) -> tuple[ev.Event, ...]:
-    """Hold the rest of a sweep when several jobs died early of the same cause."""
-    if threshold is None or session.breaker is not None:
-        return ()
-    if not session.waiting:
-        return ()
-    for cause, jobs in session.early_deaths.items():
-        if len(jobs) >= threshold:
-            return (ev.BreakerTripped(at=now, cause=cause, jobs=jobs),)
-    return ()

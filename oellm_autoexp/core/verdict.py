@@ -21,6 +21,9 @@ EXIT_CLAIM_FAILED = 78
 #: Exit codes of a mistake that repeats itself: usage (argparse, getopt), not executable, not found (bash(1)).
 CONFIG_FAULTS = {2: "usage error", 126: "command cannot be executed", 127: "command not found"}
 
+#: So many attempts in a row that exit 0 at once, when more was wanted, are enough.
+IDLE_ENDS = 3
+
 _STATE_MODES = {
     SchedulerState.OUT_OF_MEMORY: "crash.oom",
     SchedulerState.NODE_FAIL: "crash.node_failure",
@@ -130,8 +133,24 @@ def _exit_zero(case: Case) -> Answer:
     if case.cause.startswith("signal:"):
         return "preempted", f"ended by {case.cause.removeprefix('signal:')} from outside, exit 0"
     if case.success_needs_signal:
+        if _does_nothing(case):
+            times = f"{IDLE_ENDS} times in a row, at once and without progress"
+            return "crash.config", case.with_error(f"exit 0 without the success signal, {times}")
         return "timeout", "exit 0 without the success signal: there is more to do"
     return "success", "exit 0"
+
+
+def _does_nothing(case: Case) -> bool:
+    """The last of IDLE_ENDS attempts that exit 0 within the start-up grace: a chain that gets nowhere."""
+    past = [each for each in case.job.attempts if case.job.first_attempt <= each.number < case.attempt.number]
+    row = past[1 - IDLE_ENDS :]
+    return (
+        len(row) == IDLE_ENDS - 1
+        and all(each.mode == "timeout" and each.exit_code == 0 and not each.progressed for each in row)
+        and all(_lived(each, each.ended_at) <= case.startup_grace_s for each in row)
+        and not case.attempt.progressed
+        and _lived(case.attempt, case.ended_at) <= case.startup_grace_s
+    )
 
 
 def _cancelled_by_others(case: Case) -> Answer:

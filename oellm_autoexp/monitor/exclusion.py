@@ -108,18 +108,19 @@ class Exclusion:
         ledger, left = self._session.nodes, UPDATES
         excluded = frozenset(each.node for each in ledger.suspects(now, self._rules) if each.excluded)
         standing = excluded, frozenset(ledger.evidence)
-        for job in list(self._session.jobs.values()):
+        for name in list(self._session.alive):
+            job = self._session.jobs[name]
             attempt = job.live
             if attempt is None or attempt.phase is not Phase.ACCEPTED or attempt.cancel is not None:
                 continue
             if attempt.exclude and attempt.pending_reason == BAD_CONSTRAINTS:
                 self._forgive(attempt.exclude, f"the scheduler says {BAD_CONSTRAINTS}", now)
-            key = job.spec.name, attempt.number
+            key = name, attempt.number
             if self._looked_at.get(key) == standing:
                 continue
             wanted = self.of([job], now)
             if self._differs(attempt, wanted):
-                if left == 0 or not self._update(job.spec.name, attempt, wanted, now):
+                if left == 0 or not self._update(name, attempt, wanted, now):
                     return
                 left -= 1
             self._looked_at[key] = standing

@@ -10,15 +10,16 @@ from typing import Protocol
 
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core import holds
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, decide, follow
 from oellm_autoexp.core.model import Job, SchedulerFact, SchedulerRef
-from oellm_autoexp.core.reconcile import reconcile
-from oellm_autoexp.core.session import Session, admit, breaker, hold_reason
-from oellm_autoexp.errors import AutoexpError, LeadershipLost, SchedulerUnavailable, StateError
+from oellm_autoexp.core.session import Session, admit
+from oellm_autoexp.errors import LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
 from oellm_autoexp.monitor.agenda import Agenda, LiveJobs, NewsOnly, Rehearsal, undecided
 from oellm_autoexp.monitor.checks import Checks, Executor, PlayedChecks
+from oellm_autoexp.monitor.commands import Commands
 from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import Observer, fields_of
 from oellm_autoexp.monitor.perform import Performer
@@ -97,6 +98,7 @@ class Loop:
         checks = Checks(executor, effects) if rehearsal is None else PlayedChecks(executor, effects)
         self._observer = Observer(scheduler, paths, checks, Series(effects))
         self._exclusion = Exclusion(session, scheduler, effects, record=self.record, trouble=self._trouble)
+        self._commands = Commands(session, self.record, has_nodes=self._exclusion.possible)
         self._performer = Performer(
             session,
             scheduler,
@@ -209,15 +211,18 @@ class Loop:
     def _across(self, now: float) -> None:
         """What is decided across jobs: the breaker, and who may start."""
         config = self._scheduler.config
-        for event in breaker(self.session, getattr(config, "breaker", 3), now):
+        for event in holds.breaker(self.session, getattr(config, "breaker", 3), now):
             self.record(event)
-        held = hold_reason(self.session)
+        for cancel in holds.withdrawals(self.session, now):
+            self.record(cancel)
+        self._prove_canaries(now)
+        held = holds.holds(self.session)
         ready = []
         for name in list(self.session.waiting):
             job = self.session.jobs[name]
             if job.end_wish is not None or now < job.not_before:
                 continue
-            why = held
+            why = held.of(job)
             if not why:
                 gate, said = self._observer.start_gate(job, self.rules_of(job.spec.rules), now)
                 why = "" if gate is Gate.OPEN else f"start condition: {said}"
@@ -236,6 +241,16 @@ class Loop:
             left_out=lambda block: self._exclusion.of(block, now),
         ):
             self.record(request)
+
+    def _prove_canaries(self, now: float) -> None:
+        if self.session.blind:
+            return
+        for job in holds.canaries(self.session):
+            rules = self.rules_of(job.spec.rules).lifecycle
+            grace_s, known = rules.startup_grace_s, rules.progress_known
+            why = holds.proof(job, now, startup_grace_s=grace_s, progress_known=known)
+            if why:
+                self.record(ev.CanaryProved(at=now, job=job.spec.name, why=why))
 
     def _poll(self, now: float) -> Mapping[SchedulerRef, SchedulerFact]:
         """The scheduler's answer if one is due; nothing is concluded from silence."""
@@ -320,7 +335,7 @@ class Loop:
         commands = inbox.pending(self._paths, self._report)
         for command in commands:
             if command.id not in self.session.answered:
-                ok, text = self._obey(command, now)
+                ok, text = self._commands.obey(command.verb, command.args, now)
                 self.record(
                     ev.CommandAnswered(at=now, command=command.id, verb=command.verb, ok=ok, text=text)
                 )
@@ -331,67 +346,6 @@ class Loop:
             self._strange.add(path)
             self._warn(f"{path}: {why}; it is left alone")
 
-    def _obey(self, command: inbox.Command, now: float) -> tuple[bool, str]:
-        try:
-            return self.obey(command.verb, command.args, now)
-        except (AutoexpError, KeyError, TypeError, ValueError) as error:
-            return False, str(error)
-
-    def obey(self, verb: str, args: Mapping[str, object], now: float) -> tuple[bool, str]:
-        """Carry out a command; whether it was done, and a sentence for the one who gave it."""
-        names = [str(name) for name in args.get("jobs", ())]  # type: ignore[attr-defined]
-        if verb == "cancel":
-            return self._cancel(names, now)
-        if verb == "retry":
-            return self._retry(names, now)
-        if verb == "reconcile":
-            return self._reconcile(args, now)
-        return False, f"this version does not know the command {verb!r}"
-
-    def _cancel(self, names: list[str], now: float) -> tuple[bool, str]:
-        done = []
-        for name in names:
-            job = self.session.jobs[name]
-            if not job.state.ended and job.end_wish is None:
-                why = "cancelled by the user"
-                self.record(ev.EndWished(at=now, job=name, why=why, by="user", mode="cancelled"))
-                done.append(name)
-        return True, f"cancelling {', '.join(done)}" if done else "nothing to cancel: every one has ended"
-
-    def _retry(self, names: list[str], now: float) -> tuple[bool, str]:
-        if self.session.breaker is not None:
-            self.record(ev.BreakerReset(at=now, by="retry"))
-        done = []
-        for name in names:
-            job = self.session.jobs[name]
-            if job.state.ended:
-                self.record(ev.JobRetried(at=now, job=name))
-                done.append(name)
-        if done:
-            return True, f"starting again: {', '.join(done)}"
-        why = "none of them has ended" if names else "no job failed or was cancelled"
-        return True, f"nothing to retry: {why}"
-
-    def _reconcile(self, args: Mapping[str, object], now: float) -> tuple[bool, str]:
-        events = [ev.decode(kind, now, body) for kind, body in args["events"]]  # type: ignore[attr-defined]
-        opened = next(event for event in events if isinstance(event, ev.SessionOpened))
-        specs = [event.spec for event in events if isinstance(event, ev.JobAdded)]
-        rules = {event.rules: event.config for event in events if isinstance(event, ev.RulesSet)}
-        result = reconcile(
-            self.session,
-            opened,
-            specs,
-            rules,
-            now=now,
-            update=bool(args.get("update")),
-            prune=bool(args.get("prune")),
-        )
-        for event in result.events:
-            self.record(event)
-        if result.refused:
-            return False, "\n".join(f"{name} has changed: {what}" for name, what in result.changed.items())
-        return True, f"{len(result.added)} added, {len(result.unchanged)} as before"
-
     # ---- running
 
     @property
@@ -400,9 +354,7 @@ class Loop:
         session = self.session
         if session.open_actions or session.submissions or self._journal.dirty:
             return False
-        if session.all_ended:
-            return True
-        return session.breaker is not None and session.live == 0
+        return session.all_ended or holds.halt(session) != ""
 
     def run(self, on_tick: Callable[[Session], None] = lambda _session: None) -> None:
         """Tick until the session has come to its end.
@@ -417,7 +369,7 @@ class Loop:
             if self.finished and not inbox.pending(self._paths):
                 now = self._clock.now()
                 if self.session.ended is None:
-                    reason = "breaker" if self.session.breaker is not None else "every job has a verdict"
+                    reason = holds.halt(self.session) or "every job has a verdict"
                     self.record(ev.SessionEnded(at=now, reason=reason))
                     self._session_occasion("session_ended", reason, now)
                     continue

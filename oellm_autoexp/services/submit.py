@@ -36,7 +36,7 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
     require_group(result.loaded)
     session = replay(result.loaded.paths)
     _check_belongs(session, result)
-    done = _reconciled(session, result, _opened(result, 0.0), update=update, prune=prune)
+    done = _reconciled(session, result, _opened(result, 0.0, session), update=update, prune=prune)
     if done.refused:
         faults = [Fault(key=name, what=f"has changed: {what}") for name, what in done.changed.items()]
         hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
@@ -83,7 +83,7 @@ def submit(
     )
     # In the user's own home, which is open to nobody.
     Registry().register(Effects(), entry)
-    opened = _opened(result, now)
+    opened = _opened(result, now, replay(paths))
     if journal.leader_alive(paths) is not None:
         events: list[ev.Event] = [
             opened,
@@ -102,14 +102,18 @@ def submit(
     return done, loop
 
 
-def _opened(result: PlanResult, now: float) -> ev.SessionOpened:
+def _opened(result: PlanResult, now: float, session: Session) -> ev.SessionOpened:
     loaded = result.loaded
+    scheduler = dict(loaded.scheduler_config)
+    if scheduler.get("canary") is None and session.opened is not None:
+        # Whoever comes back without the flag has not said that the others need not wait any more.
+        scheduler["canary"] = session.opened.scheduler.get("canary")
     return ev.SessionOpened(
         at=now,
         project=loaded.project,
         session=str(loaded.paths.state_dir),
         nonce=secrets.token_hex(8),
-        scheduler=dict(loaded.scheduler_config),
+        scheduler={key: value for key, value in scheduler.items() if key != "canary" or value is not None},
         source=dict(loaded.source),
         provenance=provenance_of(loaded),
     )

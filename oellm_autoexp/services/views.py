@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.holds import holds
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import Attempt, Job, JobState, Scalar
+from oellm_autoexp.core.nodes import NodeExclusion
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import format_duration
 from oellm_autoexp.store.series import last_values
@@ -154,6 +156,37 @@ def by_job(events: Iterable[ev.Event], session: Session) -> dict[str, list[ev.Ev
     return out
 
 
+def suspects(session: Session, now: float) -> list[dict[str, Any]]:
+    """One mapping a node that is excluded or suspected: the contract of `nodes --json`."""
+    given = (session.opened.scheduler if session.opened is not None else {}).get("node_exclusion", {})
+    rules = None if given is None else NodeExclusion(**given)
+    return [
+        {
+            "node": each.node,
+            "state": "excluded" if each.excluded else "suspected",
+            "score": round(each.score, 4),
+            "why": each.why,
+            "by": "user" if each.by_user else "policy",
+            "until": each.until,
+        }
+        for each in session.nodes.suspects(now, rules)
+    ]
+
+
+def nodes_in_words(session: Session, now: float) -> str:
+    """The nodes that jobs are kept off, in a line; "" where there are none."""
+    names = [row["node"] for row in suspects(session, now) if row["state"] == "excluded"]
+    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
+    return f"Nodes left out: {', '.join(names[:MANY])}{more}" if names else ""
+
+
+def canaries_in_words(session: Session) -> str:
+    """What the other jobs wait for, in a line; "" where they do not."""
+    held = holds(session)
+    waiting = sum(1 for job in session.jobs.values() if held.canary and job.hold == held.canary)
+    return f"{waiting} jobs wait; {held.canary}" if waiting else ""
+
+
 def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, list[str]]:
     """What a person wants to know at the end: the cause, what was done about it, and what can be typed."""
     name, state_dir, attempt = job.spec.name, str(paths.state_dir), job.attempt
@@ -198,7 +231,8 @@ def _submission(event: ev.SubmitAccepted, submitted: Mapping[str, Attempt]) -> s
     if attempt is None or attempt.ref is None:
         return ""
     how = "found again by its token" if event.adopted else "submitted"
-    return f"attempt {attempt.number} {how}: {attempt.ref.id}"
+    shown = ", ".join(attempt.exclude[:MANY]) + (", …" if len(attempt.exclude) > MANY else "")
+    return f"attempt {attempt.number} {how}: {attempt.ref.id}" + (f", not on {shown}" if shown else "")
 
 
 def is_routine(event: ev.Event) -> bool:
@@ -240,6 +274,22 @@ def told(event: ev.Event) -> str:
             return f"action failed: {event.reason}"
         case ev.ProgressMade():
             return f"progress: {event.counter} {event.value:g}"
+        case _:
+            return _told_of_nodes(event)
+
+
+def _told_of_nodes(event: ev.Event) -> str:
+    match event:
+        case ev.NodesSuspected():
+            shown = ", ".join(event.nodes[:MANY]) + (", …" if len(event.nodes) > MANY else "")
+            share = " each, for one of them may be to blame" if event.share and len(event.nodes) > 1 else ""
+            return f"against {shown}: {event.what} (weight {event.weight:.2g}{share})"
+        case ev.NodesTrusted():
+            return f"it went well on {', '.join(event.nodes[:MANY])}, which were suspected"
+        case ev.ExclusionUpdated():
+            return f"attempt {event.attempt}, still queued, is not to start on {', '.join(event.exclude)}"
+        case ev.CanaryProved():
+            return f"the canary works: {event.why}"
         case _:
             return ""
 

@@ -30,6 +30,8 @@ class Bench(ABC):
 
     #: Whether scripts are run; if not, the bench has no logs, environments and exit codes of commands.
     runs_commands = True
+    #: Whether there are nodes to choose from.
+    has_nodes = False
 
     def __init__(self, root: Path, effects: Effects | None = None) -> None:
         self.root = root
@@ -63,8 +65,8 @@ class Bench(ABC):
             environment=environment or {},
         )
 
-    def submit(self, token: str, *tasks: Task) -> Sequence[SchedulerRef]:
-        return self.scheduler.submit(Submission(token=token, tasks=tasks))
+    def submit(self, token: str, *tasks: Task, exclude: Sequence[str] = ()) -> Sequence[SchedulerRef]:
+        return self.scheduler.submit(Submission(token=token, tasks=tasks, exclude=exclude))
 
     # ---- what happened
 
@@ -138,6 +140,7 @@ class FakeBench(Bench):
     """Virtual time; a task's name says whether it ends by itself."""
 
     runs_commands = False
+    has_nodes = True
     scheduler: FakeSlurmClient
 
     def make(self) -> FakeSlurmClient:

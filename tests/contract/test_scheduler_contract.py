@@ -170,6 +170,34 @@ def test_cancelling_what_is_over_or_unknown_does_nothing(bench: Bench) -> None:
     assert bench.fact(ref) == before
 
 
+# ---------------------------------------------------------------- nodes
+
+with_nodes = pytest.mark.parametrize(
+    "kind", [kind for kind in BENCHES if BENCHES[kind].has_nodes], indirect=True
+)
+
+
+@with_nodes
+def test_an_excluded_node_is_not_given(bench: Bench) -> None:
+    """Neither at submission nor, for what still waits, later; the running one keeps its node."""
+    task = bench.task("one", HOLD)
+    nodes = sorted(bench.scheduler.eligible_nodes(task.script_path) or ())
+    assert len(nodes) > 1
+    (ref,) = bench.submit("one", task, exclude=nodes[1:])
+    bench.until(lambda: bench.fact(ref).state is SchedulerState.RUNNING, "it runs")
+    assert bench.fact(ref).nodes == nodes[0]
+    with pytest.raises(SubmitRejected):
+        bench.scheduler.update(ref, {"exclude": nodes[:1]})
+    (second,) = bench.submit("two", bench.task("two", "true"), exclude=nodes[1:])
+    bench.scheduler.update(second, {"exclude": nodes[:1]})
+    fact = bench.ended(second)
+    assert fact.state is SchedulerState.COMPLETED and fact.nodes != nodes[0]
+    with pytest.raises(SubmitRejected):
+        bench.submit("three", bench.task("three", "true"), exclude=nodes)
+    with pytest.raises(SubmitRejected):
+        bench.submit("four", bench.task("four", "true"), exclude=["no-such-node"])
+
+
 # ---------------------------------------------------------------- the submitter dies
 
 

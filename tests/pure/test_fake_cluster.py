@@ -223,6 +223,44 @@ def test_a_crashed_controller_gives_an_id_again() -> None:
     assert world.one("new").id == "2"
 
 
+# ---------------------------------------------------------------- excluded nodes
+
+
+def test_excluded_nodes_are_not_given() -> None:
+    """Neither to a job nor to one behind it that fits; the failed one of a job's nodes is known."""
+    world = FakeWorld(jobs=[LONG], cluster={"nodes": 4, "requeue": False, "min_job_age": "1d"})
+    job, narrow = world.one(nodes=2, exclude=("node1", "node3")), world.one("narrow", exclude=("node4",))
+    world.to(60)
+    assert (job.nodes, narrow.nodes) == (("node2", "node4"), ("node1",))
+    world.befall("node_fail", node="node4")
+    world.to(HOUR)
+    assert world.word(job)[0] == "NODE_FAIL" and job.failed_nodes == ("node4",)
+
+
+def test_more_exclusions_than_a_job_can_bear_are_told_as_slurm_tells_them() -> None:
+    """At submission it is refused; once queued it waits with BadConstraints until the list is mended."""
+    world = FakeWorld(jobs=[LONG], cluster={"nodes": 3})
+    with pytest.raises(SubmitRejected, match="Requested node configuration is not available"):
+        world.one(nodes=2, exclude=("node1", "node2"))
+    with pytest.raises(SubmitRejected, match="Invalid node name specified"):
+        world.one(exclude=("node9",))
+    first = world.one("first", nodes=3, time_limit=HOUR)
+    job = world.one("second", nodes=2)
+    world.to(60)
+    world.cluster.exclude(job.id, ["node1", "node2"])
+    world.to(120)
+    assert world.word(job)[:2] == ("PENDING", "BadConstraints")
+    with pytest.raises(SubmitRejected, match="Invalid node name specified"):
+        world.cluster.exclude(job.id, ["node9"])
+    with pytest.raises(SubmitRejected, match="no longer pending"):
+        world.cluster.exclude(first.id, [])
+    world.cluster.exclude(job.id, ["node2"])
+    world.to(2 * HOUR)
+    assert job.nodes == ("node1", "node3")
+    with pytest.raises(SubmitRejected, match="Invalid job id"):
+        world.cluster.exclude("77", [])
+
+
 # ---------------------------------------------------------------- two copies
 
 
