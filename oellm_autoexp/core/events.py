@@ -449,7 +449,7 @@ def encode(event: Event) -> dict[str, Any]:
     for item in _FIELDS[type(event)]:
         value = getattr(event, item.name)
         if item.name != "at" and value != item.default:
-            body[item.name] = _plain(value)
+            body[item.name] = value if value.__class__ in _JSON_SCALARS else _plain(value)
     return body
 
 
@@ -525,5 +525,6 @@ def _rebuilt(values: Mapping[str, Any], readers: Mapping[str, Callable[[Any], An
     return {**values, **{name: read(values[name]) for name, read in readers.items() if name in values}}
 
 
+_JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
 _FIELDS = {cls: dataclasses.fields(cls) for cls in KINDS.values()}
 _READERS = {cls: _readers(cls) for cls in KINDS.values()}

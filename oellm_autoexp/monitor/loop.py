@@ -33,8 +33,9 @@ from oellm_autoexp.store.series import Series
 #: A tick's performing is cut here, so that heartbeat, inbox and Ctrl-C never wait for a thousand submissions.
 PERFORM_S = 5.0
 SNAPSHOT_INTERVAL_S = 10.0
-#: An hour of virtual time passes in less than that.
+#: An hour of virtual time passes in less than that; the losses of a played job are nobody's.
 VIRTUAL_HEARTBEAT_S = 3600.0
+VIRTUAL_SERIES_S = 3600.0
 #: The longest pause between questions to a scheduler that does not answer.
 MAX_BACKOFF_S = 60.0
 
@@ -96,7 +97,8 @@ class Loop:
         self._alarm = alarm
         self._rest = Rest(scheduler.capabilities.poll_interval_s)
         checks = Checks(executor, effects) if rehearsal is None else PlayedChecks(executor, effects)
-        self._observer = Observer(scheduler, paths, checks, Series(effects))
+        series = Series(effects, interval_s=1.0 if rehearsal is None else VIRTUAL_SERIES_S)
+        self._observer = Observer(scheduler, paths, checks, series)
         self._exclusion = Exclusion(session, scheduler, effects, record=self.record, trouble=self._trouble)
         self._commands = Commands(session, self.record, has_nodes=self._exclusion.possible)
         self._performer = Performer(
@@ -381,7 +383,7 @@ class Loop:
             if self._alarm is None:
                 self._clock.wait(rest_s)
             else:
-                self._alarm.watch([self._paths.inbox, *self._observer.places(self.session)])
+                self._alarm.watch([self._paths.inbox, *self._observer.places])
                 if self._alarm.rest(rest_s):
                     self._observer.hurry()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class _Watch:
     """What is remembered of a live attempt between looks; a new daemon begins anew."""
 
     attempt: int
+    files: Mapping[str, Path]
+    series: Path
     looked_at: float | None = None
     #: When the files are due to be read again.
     check_at: float = 0.0
@@ -70,6 +72,7 @@ class Observer:
         self._checks = checks
         self._series = series
         self._watches: dict[str, _Watch] = {}
+        self._places: set[Path] = set()
         #: High-water marks of counters by job, and when one of them last moved.
         self._marks: dict[str, dict[str, float]] = {}
         self._moved_at: dict[str, float] = {}
@@ -98,10 +101,10 @@ class Observer:
                 watch.looked_at = None
             raise
 
-    def places(self, session: Session) -> set[Path]:
-        """The directories where the logs of live jobs grow."""
-        jobs = session.jobs
-        return {Path(jobs[name].attempts[-1].log_path).parent for name in session.alive}
+    @property
+    def places(self) -> Set[Path]:
+        """The directories where the logs that were looked at grow."""
+        return self._places
 
     def due(self, session: Session) -> float:
         """When the next log is to be read."""
@@ -129,24 +132,25 @@ class Observer:
         current: Callable[[str], Job],
     ) -> Observation:
         """This tick's observation of a job. What its logs say is recorded on the way."""
-        attempt = job.live
+        attempt, fact, ended, complete, quiet_s, still_s = job.live, None, False, False, 0.0, 0.0
+        if attempt is not None and attempt.ref is not None:
+            fact = facts.get(attempt.ref)
+            ended = fact is not None and fact.state.ended
+            complete = self._logs(job, attempt, rules, fact, now, ended, record)
+            watch = self._watches[job.spec.name]
+            quiet_s, still_s = watch.quiet_s, watch.still_s
         seen = Observation(
             now=now,
+            fact=fact,
+            quiet_s=quiet_s,
+            still_s=still_s,
             cancel_gate=self._gate(job, "cancel", rules.cancel, rules, now),
             finish_gate=self._gate(job, "finish", rules.finish, rules, now),
             gone_grace_s=self._scheduler.capabilities.gone_grace_s,
         )
-        if attempt is None or attempt.ref is None:
+        if attempt is None or not ended:
             return seen
-        fact = facts.get(attempt.ref)
-        ended = fact is not None and fact.state.ended
-        complete = self._logs(job, attempt, rules, fact, now, ended, record)
-        if ended:
-            self._series.settle(now, every=True)
-        watch = self._watches[job.spec.name]
-        seen = replace(seen, fact=fact, quiet_s=watch.quiet_s, still_s=watch.still_s)
-        if not ended:
-            return seen
+        self._series.settle(now, every=True)
         return self._ending(current(job.spec.name), attempt, rules, seen, complete)
 
     def _ending(
@@ -184,10 +188,13 @@ class Observer:
         if watch is None or watch.attempt != attempt.number:
             watch = self._watches[job.spec.name] = _Watch(
                 attempt=attempt.number,
+                files=files_of(job, attempt),
+                series=self._paths.series(job.spec.name),
                 cursors=dict(job.cursors),
                 matches=job.matches,
                 journaled=dict(job.cursors),
             )
+            self._places.add(watch.files["log"].parent)
         asked = rules.check_interval_s
         interval = self._check_interval() if asked is None else asked
         # With an answer of the scheduler the logs are looked at too: silence is counted between the two.
@@ -195,7 +202,7 @@ class Observer:
             return False
         watch.check_at = now + interval
         grown, complete, moved = 0, True, False
-        for name, path in files_of(job, attempt).items():
+        for name, path in watch.files.items():
             while True:
                 found = rules.watcher.look(
                     name, path, watch.cursors.get(name, Cursor()), watch.matches, drain=ended
@@ -246,7 +253,7 @@ class Observer:
         """
         name = job.spec.name
         if findings.metrics:
-            self._series.add(self._paths.series(name), attempt.number, findings.metrics, now)
+            self._series.add(watch.series, attempt.number, findings.metrics, now)
         marks = self._marks.setdefault(name, {})
         moved = False
         new = dict(findings.counters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from oellm_autoexp.core.error_lines import error_lines
@@ -63,82 +63,89 @@ class LogWatcher:
 
         A missing file is one without news. A file that was cut, replaced or rewritten starts a generation.
         """
-        nothing = FileFindings(cursor, findings=Findings(matches=dict(matches)))
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return nothing
+            try:
+                return self._read(fd, name, cursor, matches, max_bytes, drain)
+            finally:
+                os.close(fd)
         except OSError as error:
-            return replace(nothing, unknown=f"{path}: {error.strerror}")
-        try:
-            return self._read(fd, name, cursor, matches, max_bytes, drain)
-        except OSError as error:
-            return replace(nothing, unknown=f"{path}: {error.strerror}")
-        finally:
-            os.close(fd)
+            missing = isinstance(error, FileNotFoundError)
+            unknown = "" if missing else f"{path}: {error.strerror}"
+            return FileFindings(cursor, findings=Findings(matches=dict(matches)), unknown=unknown)
 
     def _read(
         self, fd: int, name: str, cursor: Cursor, matches: Mapping[str, int], max_bytes: int, drain: bool
     ) -> FileFindings:
-        size = os.fstat(fd).st_size
-        cursor = _recognised(fd, cursor, size)
+        status = os.fstat(fd)
+        size = status.st_size
+        most = min(BLOCK, max_bytes)
+        cursor, data, sample = _recognised(fd, cursor, status, most)
         out = FileFindings(cursor, findings=Findings(matches=dict(matches)))
-        matcher = self._matcher(name)
         position, end, used = cursor.offset, min(size, cursor.offset + max_bytes), 0
         while position < end and len(out.findings.signals) + len(out.findings.metrics) < MANY:
-            data = os.pread(fd, min(BLOCK, end - position), position)
-            if not data:
+            if position > cursor.offset:
+                data, sample = _around(fd, position, min(BLOCK, end - position))
+            if len(data) <= sample:
+                used = 0
                 break
-            last = position + len(data) >= size
-            used = _whole(data, final=drain and last)
+            last = position + len(data) - sample >= size
+            used = _whole(data, sample, final=drain and last)
             if used == 0:
                 break
-            block = Block(data[:used], position)
-            _merge(out.findings, matcher.match(block, cursor.generation, out.findings.matches))
+            block = Block(data[sample : sample + used], position)
+            _merge(out.findings, self._matcher(name).match(block, cursor.generation, out.findings.matches))
             position += used
         out.more = end < size or (position < end and used > 0)
         out.grown_bytes = position - cursor.offset
         if out.grown_bytes:
+            ahead, head = sample + used, cursor.head
+            if cursor.offset < SAMPLE:
+                head = _checksum(os.pread(fd, min(SAMPLE, position), 0))
             out.cursor = Cursor(
                 inode=cursor.inode,
                 generation=cursor.generation,
                 offset=position,
-                head=_checksum(fd, 0, min(SAMPLE, position)),
-                tail=_checksum(fd, max(0, position - SAMPLE), min(SAMPLE, position)),
+                head=head,
+                tail=_checksum(data[max(0, ahead - SAMPLE) : ahead]),
             )
         return out
 
 
-def _recognised(fd: int, cursor: Cursor, size: int) -> Cursor:
-    """The cursor, or a new generation where this is not the file it was made for."""
-    inode = os.fstat(fd).st_ino
-    if cursor.inode == 0:
-        return Cursor(inode=inode)
-    same = (
-        cursor.inode == inode
-        and size >= cursor.offset
-        and _checksum(fd, 0, min(SAMPLE, cursor.offset)) == cursor.head
-        and _checksum(fd, max(0, cursor.offset - SAMPLE), min(SAMPLE, cursor.offset)) == cursor.tail
-    )
-    # An empty start has no bytes to tell files apart by: nothing was read, so nothing can be repeated.
-    if same or (cursor.offset == 0 and cursor.inode == inode):
-        return cursor
-    return Cursor(inode=inode, generation=cursor.generation + 1)
+def _around(fd: int, position: int, count: int) -> tuple[bytes, int]:
+    """What follows a place in a file, behind the sample before it; and how long that is."""
+    sample = min(SAMPLE, position)
+    return os.pread(fd, sample + count, position - sample), sample
 
 
-def _checksum(fd: int, position: int, length: int) -> str:
-    return f"{zlib.crc32(os.pread(fd, length, position)):08x}" if length else ""
+def _recognised(fd: int, cursor: Cursor, status: os.stat_result, most: int) -> tuple[Cursor, bytes, int]:
+    """The cursor, or a new generation where this is not the file it was made for; and the bytes around it."""
+    inode, size = status.st_ino, status.st_size
+    if cursor.inode == inode and size >= cursor.offset:
+        data, sample = _around(fd, cursor.offset, min(most, size - cursor.offset))
+        # An empty start has no bytes to tell files apart by: nothing was read, so nothing can be repeated.
+        if not sample:
+            return cursor, data, 0
+        head = data[:sample] if cursor.offset == sample else os.pread(fd, SAMPLE, 0)
+        if _checksum(head) == cursor.head and _checksum(data[:sample]) == cursor.tail:
+            return cursor, data, sample
+    generation = cursor.generation + 1 if cursor.inode else 0
+    return Cursor(inode=inode, generation=generation), *_around(fd, 0, min(most, size))
 
 
-def _whole(data: bytes, *, final: bool) -> int:
-    """How many bytes are whole lines. `final`: the rest is a line too.
+def _checksum(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}" if data else ""
+
+
+def _whole(data: bytes, begin: int, *, final: bool) -> int:
+    """How many bytes behind `begin` are whole lines. `final`: the rest is a line too.
 
     A line that goes on is cut at multiples of MAX_LINE from its start, wherever the bytes were cut.
     """
     if final:
-        return len(data)
-    start = max(data.rfind(end) for end in (b"\n", b"\r", b"\0")) + 1
-    return start + (len(data) - start) // MAX_LINE * MAX_LINE
+        return len(data) - begin
+    start = max(begin, *(data.rfind(end, begin) + 1 for end in (b"\n", b"\r", b"\0")))
+    return start - begin + (len(data) - start) // MAX_LINE * MAX_LINE
 
 
 def _merge(into: Findings, new: Findings) -> None:

@@ -197,9 +197,15 @@ class Effects:
     def append(self, path: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
         """Append to a file of the user's (or a `private` one of ours), creating it."""
         with self._effect("append", path):
-            mode = FILE_MODE if private else 0o666
-            new = not path.exists()
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+            flags, mode, new = (
+                os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC,
+                FILE_MODE if private else 0o666,
+                False,
+            )
+            try:
+                fd = os.open(path, flags)
+            except FileNotFoundError:
+                fd, new = os.open(path, flags | os.O_CREAT, mode), True
             try:
                 if new:
                     self._share(fd, mode)

@@ -37,6 +37,7 @@ from oellm_autoexp.store.segments import (
 DEAD_AFTER_S = 120.0
 HEARTBEAT_S = 10.0
 _LOOK_S = 5.0
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class _State(NamedTuple):
@@ -121,7 +122,7 @@ class Journal:
     def append(self, event: Event) -> None:
         """Buffer an event; it is durable after the next `commit`."""
         # JSON's own words have no infinity, a log that reports `loss nan` has: Python's reader takes both.
-        self._add(event.at, event.kind, json.dumps(encode(event), separators=(",", ":")))
+        self._add(event.at, event.kind, _json(encode(event)))
 
     @property
     def dirty(self) -> bool:

@@ -35,7 +35,7 @@ _parse: Callable[[str], tuple[dict[str, Any], int]] = json.JSONDecoder().raw_dec
 
 def line_of(epoch: int, number: int, at: float, kind: str, body: str, *, more: bool = False) -> bytes:
     """A record as it stands in a segment; `body` is JSON text."""
-    text = f'{{"v":{VERSION},"e":{epoch},"n":{number},"t":{json.dumps(at)},"k":"{kind}","d":{body}'
+    text = f'{{"v":{VERSION},"e":{epoch},"n":{number},"t":{at!r},"k":"{kind}","d":{body}'
     if more:
         text += ',"m":1'
     data = text.encode("ascii")

@@ -22,6 +22,7 @@ TAIL_BYTES = 8192
 RESOLUTION = 1000.0
 #: Different sets of fields that one interval can hold.
 MAX_SHAPES = 32
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class Series:
         self._effects = effects
         self._interval_s = interval_s
         self._pending: dict[Path, _Pending] = {}
+        #: The series of which something is held.
+        self._holding: dict[Path, None] = {}
 
     def add(self, path: Path, attempt: int, records: Sequence[Mapping[str, Scalar]], now: float) -> None:
         """Take metrics in, oldest first; written when due, at the latest by `settle`."""
@@ -53,26 +56,30 @@ class Series:
             pending.held[shape] = {**record, "t": round(now, 3), "attempt": attempt}
             if len(pending.held) > MAX_SHAPES:
                 del pending.held[next(iter(pending.held))]
+        self._holding[path] = None
         self._write(path, pending, now, due=False)
 
     def settle(self, now: float, *, every: bool = False) -> None:
         """Write what has become due; with `every` all that is held (an attempt or the daemon ends)."""
-        for path, pending in self._pending.items():
-            if pending.held:
-                self._write(path, pending, now, due=every)
+        for path in list(self._holding):
+            self._write(path, self._pending[path], now, due=every)
 
     def _write(self, path: Path, pending: _Pending, now: float, *, due: bool) -> None:
         gap = max(self._interval_s, (now - pending.begin) / RESOLUTION)
         # A clock that was set back must not silence a series.
         due = due or not 0 <= now - pending.written_at < gap
-        if not due or not pending.held:
+        if not due:
             return
-        text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in pending.held.values())
+        text = "".join(_encode(record) + "\n" for record in pending.held.values())
         pending.held.clear()
+        del self._holding[path]
         pending.written_at = now
         with contextlib.suppress(OSError):  # a full disk loses metrics, not jobs
-            self._effects.mkdir(path.parent)
-            self._effects.append(path, text.encode(), private=True, durable=False)
+            try:
+                self._effects.append(path, text.encode(), private=True, durable=False)
+            except FileNotFoundError:
+                self._effects.mkdir(path.parent)
+                self._effects.append(path, text.encode(), private=True, durable=False)
 
 
 def _begin(path: Path, now: float) -> float:

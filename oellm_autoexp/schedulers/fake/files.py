@@ -26,7 +26,8 @@ class JobFiles:
         self._whole: dict[str, str] = {}
         #: Bytes of each log up to the last `flush` or `skip`.
         self._lengths: dict[str, int] = {}
-        self._checked: set[str] = set()
+        #: The logs that were looked at.
+        self._logs: dict[str, Path] = {}
         self._made: set[Path] = set()
         #: Logs that have been written to since this was emptied.
         self.grown: set[str] = set()
@@ -53,11 +54,15 @@ class JobFiles:
         for path in list(self._texts):
             data = "".join(self._texts[path]).encode()
             before = self._lengths.get(path, 0)
-            there = max(0, self._size(path) - before)
+            log, there = self._logs.get(path), 0
+            if log is None:
+                log = Path(path)
+                # An earlier process may have written it; only the first look needs the disk.
+                there = max(0, _size(log) - before)
+                self._directory(log.parent, 0o755)
             if there < len(data):
-                self._directory(Path(path).parent, 0o755)
-                self._effects.append(Path(path), data[there:], durable=False)
-            self._checked.add(path)
+                self._effects.append(log, data[there:], durable=False)
+            self._logs[path] = log
             self.grown.add(path)
             self._lengths[path] = before + len(data)
             del self._texts[path]
@@ -66,19 +71,17 @@ class JobFiles:
             self._effects.write(Path(path), self._whole[path].encode(), durable=False)
             del self._whole[path]
 
-    def _size(self, path: str) -> int:
-        """The size of a log that an earlier process may have written; only the first look needs the disk."""
-        if path in self._checked:
-            return 0
-        try:
-            return Path(path).stat().st_size
-        except FileNotFoundError:
-            return 0
-
     def _directory(self, path: Path, mode: int) -> None:
         if path not in self._made:
             self._effects.mkdir(path, mode=mode)
             self._made.add(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 class Inputs:
