@@ -123,6 +123,7 @@ def load(
     if section.get("class_name") == FakeSlurmClient.__name__:
         composed = composed_with(_apart(composed))
         section["done_lines"] = [*section.get("done_lines", ()), *_success_texts(composed)]
+        section["shortest_s"] = _shortest_silence(composed)
     root = compose.parse_root({"project": {"name": composed.project.name}, "scheduler": section})
     project = composed.project
     base = Path(project.base_output_dir)
@@ -209,6 +210,14 @@ def _success_texts(composed: compose.Composed) -> list[str]:
     return [text for text in texts if isinstance(text, str) and text]
 
 
+def _shortest_silence(composed: compose.Composed) -> float | None:
+    """The shortest time without a sign of life that the config calls a stall, in seconds; None: none does."""
+    names = ("inactivity_threshold_seconds", "progress_threshold_seconds")
+    sections = (composed.tree.folded.get(section) or {} for section in ("job", "monitoring"))
+    found = [section.get(name) for section in sections for name in names]
+    return min((float(each) for each in found if isinstance(each, (int, float)) and each > 0), default=None)
+
+
 def require_submitting(loaded: Loaded) -> None:
     """Refuse, before anything is written, a scheduler that can only render.
 
@@ -280,6 +289,9 @@ def plan(loaded: Loaded, known: Mapping[str, str] | None = None) -> PlanResult:
     """
     jobs = list(planning.plan(loaded.composed, loaded.scheduler, loaded.paths, cwd=loaded.cwd, known=known))
     policies = {job.rules_id: policies_in_force(job.rules) for job in jobs}
+    if isinstance(loaded.scheduler, FakeSlurmClient):
+        wanted = sorted((job.spec.resources.nodes for job in jobs), reverse=True)
+        loaded.scheduler.fit(sum(wanted[: loaded.scheduler.config.max_jobs]))
     every = {(policy.mode, repr(policy.config)): policy for found in policies.values() for policy in found}
     return PlanResult(
         loaded=loaded,

@@ -7,6 +7,7 @@ logs are written as a real cluster's jobs would leave them. The clock moves when
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -38,7 +39,7 @@ from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
 from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
 from oellm_autoexp.schedulers.fake.queue import FakeJob, partition_of, size_of
 from oellm_autoexp.schedulers.fake.run import JobRequest
-from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario, quiet
 from oellm_autoexp.store.effects import Effects
 
 CLUSTER = "fake"
@@ -54,11 +55,18 @@ _CHECKPOINTS = re.compile(r"^\s*export AUTOEXP_CHECKPOINT_DIR=(.*)$", re.MULTILI
 class FakeSlurmClientConfig(ClusterLimits):
     """`scenario`: the file that says what happens (None: a quiet cluster on which every job works).
 
-    `done_lines`: what every job writes when its work is done, beside the scenario's own line.
+    `done_lines`: what every job writes when its work is done, beside the scenario's own line. `shortest_s`:
+    the shortest time that the config waits for something to happen, in seconds; the loop turns at least
+    twice as often, and jobs that no scenario describes live so much faster that they never are too slow.
     """
 
     scenario: str | None = None
     done_lines: list[str] = field(default_factory=list)
+    shortest_s: float | None = None
+
+
+class HorizonReached(StateError):
+    """Something goes on for ever."""
 
 
 class VirtualClock:
@@ -77,7 +85,7 @@ class VirtualClock:
         """Let so much time pass, and on to the next event within the scenario's `pace` and `stride`.
 
         Raises:
-            StateError: the scenario's horizon is reached.
+            HorizonReached: not everything has ended within the scenario's horizon.
         """
         self._client.pass_time(seconds)
 
@@ -99,9 +107,10 @@ class FakeSlurmClient(SchedulerInterface):
         self._told: dict[str, tuple[tuple[object, ...], SchedulerRef, SchedulerFact]] = {}
         #: Which job a log is of.
         self._names: dict[str, str] = {}
-        self.scenario = Scenario()
         if config.scenario is not None:
-            self.scenario = scenarios.load(Path(config.scenario), Scenario)
+            self.scenario = scenarios.load(Path(config.scenario), Scenario).turning(config.shortest_s)
+        else:
+            self.scenario = quiet(config.shortest_s)
         self.clock = VirtualClock(self)
         self.longest_s = self.scenario.stride
         #: How often each command was called.
@@ -121,6 +130,11 @@ class FakeSlurmClient(SchedulerInterface):
 
     # ---- the cluster and its time
 
+    def fit(self, nodes: int) -> None:
+        """Have a cluster on which so many nodes can be had at once, if the scenario leaves that open."""
+        habits = self.scenario.cluster
+        self.scenario = self.scenario.of_size(nodes + max(1, math.ceil(nodes * habits.spare)))
+
     @property
     def played(self) -> FakeCluster:
         """The cluster as it is now.
@@ -135,9 +149,12 @@ class FakeSlurmClient(SchedulerInterface):
 
     def _resumed(self) -> FakeCluster:
         """The cluster that the history gives. Only what came last may not have been written to its end."""
-        cluster = FakeCluster(self.scenario, self._files, done_lines=self.config.done_lines)
         records = iter(self._inputs.read())
         head = next(records, None)
+        if head is not None:
+            # Where the scenario leaves the number of nodes open, it was found when the jobs were planned.
+            self.scenario = self.scenario.of_size(head["scenario"]["cluster"]["nodes"])
+        cluster = FakeCluster(self.scenario, self._files, done_lines=self.config.done_lines)
         if head is None:
             return cluster
         if head.get("scenario") != self._head["scenario"]:
@@ -178,7 +195,7 @@ class FakeSlurmClient(SchedulerInterface):
             days = scenario.horizon / 86400
             what = f"the rehearsal has not come to an end within {days:g} days of virtual time"
             hint = "`status` shows what goes on for ever; `horizon` in the scenario allows more"
-            raise StateError(what, where=str(self._path.parent.parent), hint=hint)
+            raise HorizonReached(what, where=str(self._path.parent.parent), hint=hint)
         try:
             self._ask_for(until=until)
         except OSError as error:

@@ -25,9 +25,10 @@ from oellm_autoexp.schedulers.fake.run import (
     Run,
     Step,
     steps,
+    symptoms,
     total_work,
 )
-from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario, Symptom
 
 #: A guard sees at its next heartbeat that a later start has taken over.
 HEARTBEAT_S = 30.0
@@ -49,6 +50,17 @@ class Record:
     job: FakeJob
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Befallen:
+    """That something happened; `node` and `job` are "" where it happened to none."""
+
+    at: float
+    kind: str
+    name: str
+    node: str = ""
+    job: str = ""
+
+
 class FakeCluster:
     """The cluster at one moment; `advance` moves it."""
 
@@ -56,9 +68,11 @@ class FakeCluster:
         self.scenario = scenario
         self.now = scenario.start
         self.jobs: dict[str, FakeJob] = {}
-        width = len(str(scenario.cluster.nodes))
-        names = [f"node{number:0{width}d}" for number in range(1, scenario.cluster.nodes + 1)]
-        self.nodes = {name: Node(name) for name in names}
+        size = scenario.cluster.size
+        self.names = tuple(f"node{number:0{len(str(size))}d}" for number in range(1, size + 1))
+        self.nodes = {name: Node(name) for name in self.names}
+        #: What befell jobs, nodes and the controller, in order.
+        self.befallen: list[Befallen] = []
         #: Ended jobs by id; a reused id has several.
         self.records: dict[str, list[Record]] = {}
         #: The work that each job has saved, in seconds.
@@ -232,6 +246,11 @@ class FakeCluster:
         """A fault beside those of the scenario, now."""
         self._faults.happen(fault)
 
+    def tell(self, fault: ClusterFault, node: str = "", job: str = "") -> None:
+        """Keep that a fault has happened."""
+        what = Befallen(at=self.now, kind=fault.kind, name=fault.name or fault.kind, node=node, job=job)
+        self.befallen.append(what)
+
     # ---- the queue
 
     def wake(self) -> None:
@@ -324,7 +343,15 @@ class FakeCluster:
             self._save(run)
         if step.kind is Kind.END:
             self._exits(run, step.code, step.killed, step.oom)
-        elif step.kind is not Kind.HANG:
+        else:
+            self._plan_step(run)
+
+    def strike(self, run: Run, symptom: Symptom, node: str) -> None:
+        """Something on a node breaks: from now on the command there does what the symptom says."""
+        if run.alive and not run.order:
+            run.culprit = node
+            run.work, run.since, run.working = run.work_at(self.now), self.now, False
+            run.steps = symptoms(symptom, 0.0, run.work)
             self._plan_step(run)
 
     def _save(self, run: Run) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from random import Random
 from typing import TYPE_CHECKING
 
 from oellm_autoexp.schedulers.fake.queue import FakeJob, Node
-from oellm_autoexp.schedulers.fake.scenario import ClusterFault
+from oellm_autoexp.schedulers.fake.scenario import HOUR, ClusterFault, Sticky
 
 if TYPE_CHECKING:
     from oellm_autoexp.schedulers.fake.cluster import FakeCluster
@@ -33,29 +34,36 @@ class Faults:
             return
         assert fault.every is not None
         mean = fault.every
-        if fault.kind == "node_fail" and not fault.node:
+        if fault.of_a_node and not fault.node:
             mean /= len(cluster.nodes)
         cluster.at(cluster.now + self._streams[number].expovariate(1.0 / mean), self._befall, number, fault)
 
     def _befall(self, number: int, fault: ClusterFault) -> None:
         self._plan(number, fault)
-        self.happen(fault, self._streams[number].random())
+        stream = self._streams[number]
+        roll = stream.random()
+        # A stream of its own for what follows from it: whether it happens depends on what policies do.
+        self.happen(fault, roll, Random(stream.random()))  # noqa: S311 - it must be repeatable
 
-    def happen(self, fault: ClusterFault, roll: float = 0.0) -> None:
-        """A fault, now; `roll` in [0, 1) chooses among what it may hit."""
+    def happen(self, fault: ClusterFault, roll: float = 0.0, luck: Random | None = None) -> None:
+        """A fault, now; `roll` in [0, 1) chooses among what it may hit, `luck` says how long it sticks."""
         cluster = self._cluster
-        if fault.kind == "node_fail":
-            names = [fault.node] if fault.node else list(cluster.nodes)
+        if fault.of_a_node:
+            names = [fault.node] if fault.node else cluster.names
             node = cluster.nodes.get(names[int(roll * len(names))])
             if node is not None and node.up:
-                self._node_fails(node, fault)
-        elif fault.kind in ("outage", "frozen", "crash"):
+                self._hits(node, fault)
+                self._may_stick(node, fault, luck or cluster.scenario.stream("luck", node.name, cluster.now))
+            return
+        if fault.kind in ("outage", "frozen", "crash"):
+            cluster.tell(fault)
             if fault.kind == "crash":
                 self._crash()
             cluster.silent = "frozen" if fault.kind == "frozen" else "down"
             cluster.silent_until = max(cluster.silent_until, cluster.now + fault.lasts)
             cluster.at(cluster.silent_until, self._answers_again)
         elif fault.kind == "lost_answer":
+            cluster.tell(fault)
             cluster.lose_answer = True
         else:
             self._administer(fault, roll)
@@ -80,6 +88,7 @@ class Faults:
         if not jobs or cluster.silent:
             return
         job = jobs[int(roll * len(jobs))]
+        cluster.tell(fault, job=job.request.name)
         if fault.kind == "cancel":
             cluster.cancel([job.id])
         elif fault.kind == "preempt":
@@ -97,6 +106,61 @@ class Faults:
         cluster = self._cluster
         if job.life == life and job.state == "RUNNING":
             cluster.end_run(job, "preempt", ("PREEMPTED", "None"))
+
+    # ---- nodes
+
+    def _hits(self, node: Node, fault: ClusterFault) -> None:
+        cluster = self._cluster
+        job = cluster.jobs.get(node.job)
+        cluster.tell(fault, node.name, job.request.name if job is not None and not job.ended else "")
+        if fault.kind == "node_fail":
+            self._node_fails(node, fault)
+        elif fault.kind == "maintenance":
+            if job is not None and job.state == "RUNNING":
+                cluster.end_run(job, "requeue", ("REQUEUED", "None"))
+            self._drain(node, fault.lasts)
+        elif job is not None and job.run is not None:
+            cluster.strike(job.run, fault.symptom, node.name)
+
+    def _may_stick(self, node: Node, fault: ClusterFault, luck: Random) -> None:
+        sticky = fault.sticky
+        if sticky is None or node.broken is not None or luck.random() >= sticky.chance:
+            return
+        node.broken = fault
+        drained_after = luck.expovariate(1.0 / sticky.drained_after)
+        self._cluster.at(self._cluster.now + drained_after, self._is_drained, node, fault)
+        self._plan_again(node, fault, sticky, luck)
+
+    def _plan_again(self, node: Node, fault: ClusterFault, sticky: Sticky, luck: Random) -> None:
+        after = luck.expovariate(1.0 / sticky.every)
+        self._cluster.at(self._cluster.now + after, self._again, node, fault, sticky, luck)
+
+    def _again(self, node: Node, fault: ClusterFault, sticky: Sticky, luck: Random) -> None:
+        if node.broken is fault:
+            if node.up:
+                self._hits(node, fault)
+            self._plan_again(node, fault, sticky, luck)
+
+    def _is_drained(self, node: Node, fault: ClusterFault) -> None:
+        assert fault.sticky is not None
+        self._drain(node, fault.sticky.repair)
+
+    def _drain(self, node: Node, lasts: float) -> None:
+        """Nothing starts there any more; what runs goes on (scontrol update State=DRAIN)."""
+        node.drained_until = max(node.drained_until, self._cluster.now + lasts)
+        self._cluster.at(node.drained_until, self._repaired, node)
+
+    def _repaired(self, node: Node) -> None:
+        cluster = self._cluster
+        if not node.drained_until or cluster.now < node.drained_until:
+            return
+        if node.job:
+            # It can only be worked on when the job has left.
+            node.drained_until = cluster.now + HOUR
+            cluster.at(node.drained_until, self._repaired, node)
+            return
+        node.drained_until, node.broken = 0.0, None
+        cluster.wake()
 
     def _node_fails(self, node: Node, fault: ClusterFault) -> None:
         cluster = self._cluster

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from oellm_autoexp.schedulers.fake.run import JobRequest, Run
-from oellm_autoexp.schedulers.fake.scenario import ClusterHabits, Partition
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault, ClusterHabits, Partition
 
 PRIORITY, RESOURCES, BEGIN_TIME = "Priority", "Resources", "BeginTime"
 #: More nodes are excluded than the job can do without.
@@ -71,6 +71,10 @@ class Node:
     name: str
     up: bool = True
     known_up: bool = True
+    #: Until when the site has it out of service: what runs there goes on, and nothing else starts. 0: it is in.
+    drained_until: float = 0.0
+    #: What is broken in it and comes again.
+    broken: ClusterFault | None = None
     job: str = ""
     #: Counts its failures.
     failures: int = 0
@@ -79,7 +83,12 @@ class Node:
 
     @property
     def free(self) -> bool:
-        return self.up and self.known_up and not self.job
+        return self.up and self.in_service and not self.job
+
+    @property
+    def in_service(self) -> bool:
+        """Whether the controller would start something there."""
+        return self.known_up and not self.drained_until
 
 
 def partition_of(habits: ClusterHabits, name: str) -> Partition | None:
@@ -109,7 +118,7 @@ def _allowed(names: Sequence[str], exclude: frozenset[str]) -> int:
 
 
 def size_of(habits: ClusterHabits, partition: Partition) -> int:
-    return min(habits.nodes, partition.nodes if partition.nodes is not None else habits.nodes)
+    return min(habits.size, partition.nodes if partition.nodes is not None else habits.size)
 
 
 def starts(
@@ -141,7 +150,7 @@ def starts(
         key = size, job.exclude
         if key not in believed:
             mine = [name for name in names[:size] if name not in job.exclude]
-            believed[key] = sum(1 for name in mine if nodes[name].known_up)
+            believed[key] = sum(1 for name in mine if nodes[name].in_service)
         if not reason and believed[key] < job.request.nodes:
             reason = NO_NODES
         if reason:

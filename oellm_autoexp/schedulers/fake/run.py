@@ -9,14 +9,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from random import Random
 from typing import Protocol
 
 from oellm_autoexp.core.model import ExitRecord
 from oellm_autoexp.rendering.guard_files import Claim
-from oellm_autoexp.schedulers.fake.scenario import Mishap, Play, chosen_mishap
+from oellm_autoexp.schedulers.fake.scenario import Play, Symptom, chosen_mishap
 
 #: As of a shell: ended by SIGKILL, SIGTERM.
 KILLED, TERMINATED = 137, 143
@@ -100,6 +100,8 @@ class Run:
     lost: bool = False
     #: The step that comes next.
     next: Step | None = field(default=None)
+    #: The node that its lines speak of; "": the first.
+    culprit: str = ""
 
     def work_at(self, now: float) -> float:
         grown = now - self.since if self.working else 0.0
@@ -114,7 +116,7 @@ class Run:
             # It falls like a loss does, and is the same wherever the job is at the same step.
             "loss": f"{2.0 + 8.0 / math.sqrt(1.0 + step):.4f}",
             "attempt": str(self.request.attempt),
-            "node": self.nodes[0] if self.nodes else "",
+            "node": self.culprit or (self.nodes[0] if self.nodes else ""),
             "checkpoint": f"{self.request.checkpoint_dir}/step_{step}",
         }
         return "".join(_PLACE.sub(lambda match: values[match[1]], line) + "\n" for line in lines)
@@ -169,7 +171,7 @@ def steps(
     while True:
         until = min(_beyond(work, play.log_every), _beyond(work, play.checkpoint_every), total)
         if mishap is not None and left <= until - work:
-            yield from _befall(mishap, left, work + left)
+            yield from symptoms(mishap, left, work + left)
             return
         if until >= total:
             last = (lines.progress, lines.done, *done)
@@ -180,7 +182,7 @@ def steps(
         left -= until - work
         if saves:
             if mishap is not None and left <= play.checkpoint_takes:
-                yield from _befall(mishap, left, until)
+                yield from symptoms(mishap, left, until)
                 return
             yield Step(play.checkpoint_takes, Kind.SAVE, until, (lines.saved,))
             left -= play.checkpoint_takes
@@ -192,11 +194,20 @@ def _beyond(work: float, every: float | None) -> float:
     return math.inf if every is None else (math.floor(work / every + 1e-9) + 1) * every
 
 
-def _befall(mishap: Mishap, after_s: float, work: float) -> Iterator[Step]:
-    lines = tuple(mishap.lines)
-    if mishap.kind == "hang":
-        yield Step(after_s, Kind.HANG, work, lines, working=False)
+def symptoms(mishap: Symptom, after_s: float, work: float) -> Iterator[Step]:
+    """How a job that has done so much work shows that something is wrong, `after_s` from now on."""
+    last = Step(
+        after_s,
+        Kind.END,
+        work,
+        tuple(mishap.lines),
+        code=KILLED if mishap.killed else mishap.code,
+        killed=mishap.killed,
+        oom=mishap.kind == "oom",
+    )
+    if mishap.kind != "hang":
+        yield last
         return
-    killed = mishap.kind in ("kill", "oom")
-    code = KILLED if killed else mishap.code
-    yield Step(after_s, Kind.END, work, lines, code=code, killed=killed, oom=mishap.kind == "oom")
+    yield Step(after_s, Kind.HANG, work, last.lines if mishap.ends_after is None else (), working=False)
+    if mishap.ends_after is not None:
+        yield replace(last, after_s=mishap.ends_after)

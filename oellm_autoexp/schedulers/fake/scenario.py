@@ -6,8 +6,9 @@ for, so that another decision about one job changes nothing for the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from random import Random
 from typing import Literal
@@ -27,24 +28,44 @@ class Lines:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mishap:
-    """What may befall a job, at most once an attempt.
+class Symptom:
+    """How a job shows that something is wrong; `lines` are the last that it writes.
 
     `exit` ends it with `code`, `kill` by SIGKILL (no exit record), `oom` likewise, as the site shows it; with
-    `hang` it does nothing more and says nothing. When: `after` so long, when `at_work` has been done, or on
-    average `every` so long. Only in the first `attempts` attempts, with this `chance`.
+    `hang` it does nothing more and says nothing, or ends with `code` when it has hung for `ends_after` (as
+    the watchdog of a collective has it).
     """
 
     kind: Literal["exit", "kill", "oom", "hang"] = "exit"
+    code: int = 1
+    lines: list[str] = field(default_factory=list)
+    ends_after: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ends_after is not None and (self.kind != "hang" or self.ends_after < 0):
+            raise ValueError("ends_after is for a hang, and must not be negative")
+
+    @property
+    def killed(self) -> bool:
+        return self.kind in ("kill", "oom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mishap(Symptom):
+    """What may befall a job, at most once an attempt.
+
+    When: `after` so long, when `at_work` has been done, or on average `every` so long. Only in the first
+    `attempts` attempts, with this `chance`.
+    """
+
     after: float | None = None
     at_work: float | None = None
     every: float | None = None
     attempts: int | None = None
     chance: float = 1.0
-    code: int = 1
-    lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [value for value in (self.after, self.at_work, self.every) if value is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of after, at_work and every")
@@ -104,11 +125,13 @@ class Partition:
 class ClusterHabits:
     """Size and settings; the names are those of slurm.conf(5) where it has one.
 
+    `nodes`: null for as many as the jobs want at once, and `spare` of that (a part, at least one node) more.
     Jobs get whole nodes. Without `partitions` every partition exists and has no limits; the first is the
     default. `queue_wait`: the mean time that others are served first. `accounting_lag`: until sacct knows.
     """
 
-    nodes: int = 64
+    nodes: int | None = 64
+    spare: float = 0.02
     partitions: dict[str, Partition] = field(default_factory=dict)
     default_time: float = DAY
     queue_wait: float = 0.0
@@ -128,8 +151,34 @@ class ClusterHabits:
     shows_out_of_memory: bool = True
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.max_array_size < 1:
+        if (self.nodes is not None and self.nodes < 1) or self.max_array_size < 1:
             raise ValueError("nodes and max_array_size must be at least 1")
+        if self.spare < 0:
+            raise ValueError("spare must not be negative")
+
+    @property
+    def size(self) -> int:
+        """The number of nodes, once it is known."""
+        assert self.nodes is not None, "sized before it is played"
+        return self.nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sticky:
+    """With this `chance` what broke stays broken: the fault comes again, on average `every` so long, until the
+    site drains the node, on average `drained_after` so long. It is then out of service for `repair`.
+    """
+
+    every: float
+    drained_after: float
+    chance: float = 1.0
+    repair: float = DAY
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chance <= 1:
+            raise ValueError(f"chance must be between 0 and 1, got {self.chance:g}")
+        if self.every <= 0 or self.drained_after <= 0 or self.repair < 0:
+            raise ValueError("a time must not be negative; `every` and `drained_after` must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +186,20 @@ class ClusterFault:
     """What befalls the cluster, once `at` so long after the start, or on average `every` so long.
 
     `node_fail`: a `node` (default: any) dies for `lasts`; where it `runs_on`, only its connection is cut and
-    the first copy of a job goes on. `every` is then the mean life of one node. `preempt`, `cancel` (by an
-    administrator), `hold`, `release` and `requeue` take one of the jobs whose name matches `job`. `outage`:
-    the controller is down; `frozen`: it answers nothing, and what is submitted is taken in afterwards;
-    `crash`: it forgets what was submitted within 5 s, and is down. `lost_answer`: the next submission is
-    taken in, but nobody is told.
+    the first copy of a job goes on. `node_error`: something on a node breaks; the node stays in service, and
+    the job on it has the `symptom` (`{node}` in its lines is the node). `maintenance`: a node is taken out of
+    service for `lasts`, and the job on it is requeued. For these `every` is the mean time of one node, and
+    what broke may be `sticky`. `preempt`, `cancel` (by an administrator), `hold`, `release` and `requeue`
+    take one of the jobs whose name matches `job`. `outage`: the controller is down; `frozen`: it answers
+    nothing, and what is submitted is taken in afterwards; `crash`: it forgets what was submitted within 5 s,
+    and is down. `lost_answer`: the next submission is taken in, but nobody is told. `name`: what people call
+    it.
     """
 
     kind: Literal[
         "node_fail",
+        "node_error",
+        "maintenance",
         "preempt",
         "cancel",
         "hold",
@@ -159,15 +213,24 @@ class ClusterFault:
     at: float | None = None
     every: float | None = None
     lasts: float = HOUR
+    name: str = ""
     node: str = ""
     job: str = "*"
     runs_on: bool = False
+    symptom: Symptom = field(default_factory=Symptom)
+    sticky: Sticky | None = None
 
     def __post_init__(self) -> None:
         if (self.at is None) == (self.every is None):
             raise ValueError("give either at or every")
         if self.lasts < 0 or (self.at or 0) < 0 or (self.every is not None and self.every <= 0):
             raise ValueError("a time must not be negative, and `every` must be more than 0")
+        if self.sticky is not None and not self.of_a_node:
+            raise ValueError("only what befalls a node is sticky")
+
+    @property
+    def of_a_node(self) -> bool:
+        return self.kind in ("node_fail", "node_error", "maintenance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +238,8 @@ class Scenario:
     """A whole scenario; the default one is a quiet cluster on which every job works.
 
     `start`: the first moment, UTC epoch seconds (2026-01-01). The loop's turns are at least `pace` and at
-    most `stride` apart, and everything must have ended within `horizon`.
+    most `stride` apart, and everything must have ended within `horizon`. `attended`: a person looks so often,
+    and starts again what has failed (only `rehearse` plays that; null: nobody does).
     """
 
     seed: int = 0
@@ -183,6 +247,7 @@ class Scenario:
     pace: float = MINUTE
     stride: float = 10 * MINUTE
     horizon: float = 366 * DAY
+    attended: float | None = None
     cluster: ClusterHabits = field(default_factory=ClusterHabits)
     faults: list[ClusterFault] = field(default_factory=list)
     jobs: list[Play] = field(default_factory=list)
@@ -190,6 +255,20 @@ class Scenario:
     def __post_init__(self) -> None:
         if not 0 < self.pace <= self.stride:
             raise ValueError("pace must be more than 0 and at most stride")
+        if self.attended is not None and self.attended <= 0:
+            raise ValueError("attended must be more than 0")
+
+    def of_size(self, nodes: int) -> Scenario:
+        """The scenario on so many nodes, if it leaves their number open."""
+        if self.cluster.nodes is not None:
+            return self
+        return replace(self, cluster=replace(self.cluster, nodes=nodes))
+
+    def turning(self, shortest: float | None) -> Scenario:
+        """The scenario with turns of the loop so close that `shortest` is told apart from half of it."""
+        if not shortest or shortest / 2 >= self.pace:
+            return self
+        return replace(self, pace=shortest / 2)
 
     def play_of(self, name: str) -> Play:
         """How a job behaves: the first entry that matches."""
@@ -201,6 +280,21 @@ class Scenario:
 
 
 _QUIET = Play()
+
+
+def quiet(shortest: float | None = None) -> Scenario:
+    """A cluster on which every job works, and writes at least four times within `shortest`.
+
+    Where a config is so quick that this is not so by itself, its jobs are taken for quick ones: all that they
+    do takes so much less time.
+    """
+    scenario = Scenario()
+    if not shortest or shortest >= 4 * _QUIET.log_every:
+        return scenario
+    factor = shortest / (4 * _QUIET.log_every)
+    times = ("work", "startup", "step_takes", "log_every", "checkpoint_every", "checkpoint_takes", "stop_takes")
+    play = replace(_QUIET, **{name: getattr(_QUIET, name) * factor for name in times})
+    return replace(scenario, jobs=[play], pace=scenario.pace * factor, stride=scenario.stride * factor)
 
 
 def chosen_mishap(play: Play, attempt: int, work: float, stream: Random) -> tuple[float, Mishap] | None:
