@@ -53,8 +53,9 @@ class SlurmLogMonitorConfig(ConfigInterface):
 
     poll_interval_seconds: float | None = None
     check_interval_seconds: float | None = None
-    #: Silence, or a declared counter standing still, for this long is a stall.
-    inactivity_threshold_seconds: float | None = None
+    #: Silence, or a declared counter standing still, for this long is a stall. "auto": learned from the job
+    #: itself, once it has been seen to get ahead for an hour; never less than half an hour.
+    inactivity_threshold_seconds: float | Literal["auto"] | None = None
     progress_threshold_seconds: float | None = None
     #: No stall before this much of an attempt has passed.
     startup_grace_seconds: float = 900.0

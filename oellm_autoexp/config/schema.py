@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from compoconf import parse_config
 
@@ -140,7 +140,7 @@ class JobConfig:
     start_condition_interval_seconds: float | None = None
     termination_string: str | None = None
     termination_command: str | None = None
-    inactivity_threshold_seconds: float | None = None
+    inactivity_threshold_seconds: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         not_negative(self)
@@ -153,7 +153,7 @@ def not_negative(config: Any) -> None:
         ValueError: names the field.
     """
     for name, value in vars(config).items():
-        if name.endswith("_seconds") and value is not None and value < 0:
+        if name.endswith("_seconds") and isinstance(value, (int, float)) and value < 0:
             raise ValueError(f"{name} must not be negative, got {value:g}")
 
 

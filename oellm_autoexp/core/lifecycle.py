@@ -38,6 +38,8 @@ CANCEL_AGAIN_S = 60.0
 #: An attempt that could not be claimed (a full disk, say) is tried again after this long, then twice as long.
 UNCLAIMED_S = 30.0
 UNCLAIMED_MAX_S = 600.0
+#: A learned threshold of silence: see `learned_threshold`.
+LEARNED_FLOOR_S, LEARNED_FACTOR, LEARNED_FROM = 1800.0, 5.0, 10
 
 
 class Policy(Protocol):
@@ -63,6 +65,8 @@ class Rules:
     acting: Mapping[str, float] = field(default_factory=dict)
     #: Silence, or a declared counter standing still, for this long is a stall; None: never.
     stall_after_s: float | None = None
+    #: The threshold of silence is learned from the job itself (`Observation.usual_s`).
+    stall_learned: bool = False
     counter_after_s: float | None = None
     startup_grace_s: float = 900.0
     progress_known: bool = False
@@ -84,6 +88,8 @@ class Observation:
     #: Seconds of observed silence / of a counter standing still, while RUNNING was answered.
     quiet_s: float = 0.0
     still_s: float = 0.0
+    #: The longest silence while the job got ahead; None: not watched for long enough to tell.
+    usual_s: float | None = None
     first_error: str = ""
     last_error: str = ""
     cancel_gate: Gate = Gate.CLOSED
@@ -206,15 +212,31 @@ def _stalled(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tup
     running = seen.fact is not None and seen.fact.state is SchedulerState.RUNNING
     if not running or attempt.started_at is None or seen.now - attempt.started_at < rules.startup_grace_s:
         return ()
-    if rules.stall_after_s is not None and seen.quiet_s >= rules.stall_after_s:
-        limit = format_duration(rules.stall_after_s)
-        why = f"no output for {format_duration(seen.quiet_s)} (threshold {limit})"
+    silence_s = learned_threshold(job, seen.usual_s) if rules.stall_learned else rules.stall_after_s
+    if silence_s is not None and seen.quiet_s >= silence_s:
+        limit = f"threshold {format_duration(silence_s)}"
+        if rules.stall_learned:
+            limit += f", learned: it was never quiet for more than {format_duration(seen.usual_s or 0.0)}"
+        why = f"no output for {format_duration(seen.quiet_s)} ({limit})"
         return (_stall(job, attempt, seen.now, seen.quiet_s, why, "inactivity_threshold_seconds"),)
     if rules.counter_after_s is not None and seen.still_s >= rules.counter_after_s:
         limit = format_duration(rules.counter_after_s)
         why = f"no progress for {format_duration(seen.still_s)} (threshold {limit})"
         return (_stall(job, attempt, seen.now, seen.still_s, why, "progress_threshold_seconds"),)
     return ()
+
+
+def learned_threshold(job: Job, usual_s: float | None) -> float | None:
+    """How long a job may be silent that was never silent for longer than `usual_s` while it got ahead.
+
+    Five times that (the factor of NVIDIA's ft_launcher), and at least half an hour: watchdogs of collectives end
+    a hang after 10 minutes by themselves and say where it was. It doubles with each stall among the last attempts,
+    so that a job that works on in silence now and then is not ended there for ever.
+    """
+    if usual_s is None:
+        return None
+    stalls = sum(mode_root(past.mode) == "stall" for past in job.attempts[-LEARNED_FROM:])
+    return max(LEARNED_FLOOR_S, LEARNED_FACTOR * usual_s) * 2.0**stalls
 
 
 def _stall(job: Job, attempt: Attempt, now: float, silent_s: float, why: str, by: str) -> ev.CancelRequested:
@@ -321,7 +343,7 @@ def follow(job: Job, rules: Rules, now: float, *, claim_lost: bool = False) -> e
             restarts=spent.total,
             restarts_without_progress=0 if attempt.progressed else spent.without_progress,
             progressed=attempt.progressed,
-            progress_known=rules.progress_known,
+            progress_known=rules.progress_known or bool(job.high_water),
             time_limit_s=attempt.time_limit_s,
             fields=dict(naming.fields) if naming else {},
         )

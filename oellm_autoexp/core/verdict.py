@@ -200,16 +200,20 @@ def _vanished(case: Case) -> Answer:
 
 
 def _same_death_again(case: Case) -> Answer:
-    """Two deaths in a row with the same last error, at once and without progress, repeat for ever."""
+    """Two deaths in a row with the same last error, at once and without progress, repeat for ever.
+
+    Not so where the job has got ahead before: then its config works, and the budgets decide.
+    """
     earlier = [
         past for past in case.job.attempts if case.job.first_attempt <= past.number < case.attempt.number
     ]
     if not case.last_error or not earlier or case.attempt.progressed or case.code is None:
         return None
+    if any(past.progressed for past in earlier):
+        return None
     past = earlier[-1]
     if (
         past.last_error == case.last_error
-        and not past.progressed
         and _lived(past, past.ended_at) <= case.startup_grace_s
         and _lived(case.attempt, case.ended_at) <= case.startup_grace_s
     ):

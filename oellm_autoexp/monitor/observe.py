@@ -39,6 +39,8 @@ CHECK_INTERVAL_S = 5.0
 PROGRESS_INTERVAL_S = 10.0
 #: A cursor goes to the journal at least this often, so that a new daemon need not read all again.
 JOURNAL_EVERY_BYTES = 16 * 1024 * 1024
+#: So much of a job that gets ahead is watched before it is said to be usually no quieter.
+LEARN_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -53,12 +55,28 @@ class _Watch:
     check_at: float = 0.0
     quiet_s: float = 0.0
     still_s: float = 0.0
+    #: Whether it has got ahead in this attempt; the longest silence since it last did, and their sum.
+    got_ahead: bool = False
+    longest_s: float = 0.0
+    silences_s: float = 0.0
     progress_at: float | None = None
     #: How far files are read. Bytes without a signal need no record: read again, they say the same.
     cursors: dict[str, Cursor] = field(default_factory=dict)
     matches: Mapping[str, int] = field(default_factory=dict)
     #: The cursors that the journal has.
     journaled: dict[str, Cursor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Rhythm:
+    """How a job writes while it gets ahead, over all attempts that this process has watched."""
+
+    longest_s: float = 0.0
+    watched_s: float = 0.0
+
+    @property
+    def usual_s(self) -> float | None:
+        return self.longest_s if self.watched_s >= LEARN_S else None
 
 
 class Observer:
@@ -75,6 +93,7 @@ class Observer:
         self._places: set[Path] = set()
         #: High-water marks of counters by job, and when one of them last moved.
         self._marks: dict[str, dict[str, float]] = {}
+        self._rhythms: dict[str, _Rhythm] = {}
         self._moved_at: dict[str, float] = {}
         self._blind_gap_s = BLIND_GAP_S
 
@@ -133,6 +152,7 @@ class Observer:
     ) -> Observation:
         """This tick's observation of a job. What its logs say is recorded on the way."""
         attempt, fact, ended, complete, quiet_s, still_s = job.live, None, False, False, 0.0, 0.0
+        rhythm = self._rhythms.get(job.spec.name)
         if attempt is not None and attempt.ref is not None:
             fact = facts.get(attempt.ref)
             ended = fact is not None and fact.state.ended
@@ -144,6 +164,7 @@ class Observer:
             fact=fact,
             quiet_s=quiet_s,
             still_s=still_s,
+            usual_s=rhythm.usual_s if rhythm is not None else None,
             cancel_gate=self._gate(job, "cancel", rules.cancel, rules, now),
             finish_gate=self._gate(job, "finish", rules.finish, rules, now),
             gone_grace_s=self._scheduler.capabilities.gone_grace_s,
@@ -231,8 +252,20 @@ class Observer:
                     complete = complete and not found.more
                     break
         counted = rules.lifecycle.progress_known or job.high_water or self._marks.get(job.spec.name)
-        self._count(watch, fact, grown, moved or not counted, complete, now)
+        silence_s = self._count(watch, fact, grown, moved or not counted, complete, now)
+        self._learn(job.spec.name, watch, silence_s, moved)
         return complete
+
+    def _learn(self, job: str, watch: _Watch, silence_s: float, moved: bool) -> None:
+        """Take a silence for usual once the job has got ahead after it: the last one of a hang never is."""
+        if watch.got_ahead:
+            watch.longest_s = max(watch.longest_s, silence_s)
+            watch.silences_s += silence_s
+        if moved:
+            rhythm = self._rhythms.setdefault(job, _Rhythm())
+            rhythm.longest_s = max(rhythm.longest_s, watch.longest_s)
+            rhythm.watched_s += watch.silences_s
+            watch.got_ahead, watch.longest_s, watch.silences_s = True, 0.0, 0.0
 
     def _check_interval(self) -> float:
         return min(CHECK_INTERVAL_S, self._scheduler.capabilities.poll_interval_s)
@@ -284,17 +317,22 @@ class Observer:
 
     def _count(
         self, watch: _Watch, fact: SchedulerFact | None, grown: int, moved: bool, complete: bool, now: float
-    ) -> None:
-        """Silence is what was observed: between two answered looks, never across a blind gap."""
+    ) -> float:
+        """Silence is what was observed: between two answered looks, never across a blind gap.
+
+        How long it had been when it ended now.
+        """
         if fact is None and not grown:
-            return
+            return 0.0
         running = fact is not None and fact.state is SchedulerState.RUNNING
         gap = now - watch.looked_at if watch.looked_at is not None else 0.0
         if not (running and complete) or gap < 0 or gap > self._blind_gap_s:
             gap = 0.0
-        watch.quiet_s = 0.0 if grown else watch.quiet_s + gap
+        silence_s = watch.quiet_s + gap
+        watch.quiet_s = 0.0 if grown else silence_s
         watch.still_s = 0.0 if moved else watch.still_s + gap
         watch.looked_at = now
+        return silence_s if grown else 0.0
 
     # ---- conditions
 

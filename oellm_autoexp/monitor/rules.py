@@ -65,7 +65,7 @@ def build(config: Mapping[str, Any]) -> RuleSet:
     for name, entry in parsed.actions.items():
         for occasion in getattr(entry, "on", ()):
             occasions[occasion] = (*occasions.get(occasion, ()), name)
-    watch = parsed.monitoring
+    watch, silence = parsed.monitoring, parsed.either("inactivity_threshold_seconds")
     lifecycle = Rules(
         policies=policies,
         success_needs_signal=bool(
@@ -73,7 +73,8 @@ def build(config: Mapping[str, Any]) -> RuleSet:
             or parsed.either("termination_command")
         ),
         acting={rule.name: rule.grace_s for rule in signals if rule.mode and rule.grace_s is not None},
-        stall_after_s=parsed.either("inactivity_threshold_seconds"),
+        stall_after_s=None if silence == "auto" else silence,
+        stall_learned=silence == "auto",
         counter_after_s=getattr(watch, "progress_threshold_seconds", None),
         startup_grace_s=getattr(watch, "startup_grace_seconds", 900.0),
         progress_known=any(rule.counter or rule.metadata.get("kind") == "checkpoint" for rule in signals),

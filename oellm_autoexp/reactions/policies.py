@@ -18,14 +18,17 @@ from oellm_autoexp.core.verdict import format_duration
 class RestartBudget(ConfigInterface):
     """Restart within budgets.
 
-    `max_retries`: N is N restarts in all; None: no such limit.
-    `max_retries_without_progress`: restarts since a declared counter or a checkpoint last moved ahead; it
-    counts only where a job declares one of them; None: no such limit.
+    `max_retries`: N is N restarts in all; None: no such limit. With `refilled_by_progress` they are counted
+    since a counter or a checkpoint last moved ahead, and nothing else is counted: a job that gets ahead has
+    them all again, one that does not, or that reports nothing, ends after N.
+    `max_retries_without_progress`: restarts since a counter or a checkpoint last moved ahead; it counts only
+    where a job declares or reports one of them; None: no such limit.
     `backoff_seconds`: the wait before a restart, times `backoff_factor` for each earlier one without
     progress, at most `backoff_max_seconds`.
     """
 
     max_retries: int | None = None
+    refilled_by_progress: bool = False
     max_retries_without_progress: int | None = 3
     backoff_seconds: float = 10.0
     backoff_factor: float = 2.0
@@ -59,14 +62,16 @@ class AlwaysRestartPolicy(RestartPolicyInterface):
 def within(budget: RestartBudget, ended: EndedAttempt) -> Restart | Stop:
     """Restart while the budget lasts."""
     limit = budget.max_retries
-    if limit is not None and ended.restarts >= limit:
-        return Stop(
-            why=f"all {limit} restarts for {ended.mode} are used up" if limit else "no restarts allowed"
-        )
-    fruitless = budget.max_retries_without_progress
+    counted = ended.restarts_without_progress if budget.refilled_by_progress else ended.restarts
+    if limit is not None and counted >= limit:
+        used_up = f"all {limit} restarts for {ended.mode} are used up"
+        if ended.restarts > counted:
+            used_up += " since it last got ahead"
+        return Stop(why=used_up if limit else "no restarts allowed")
+    fruitless = None if budget.refilled_by_progress else budget.max_retries_without_progress
     if ended.progress_known and fruitless is not None and ended.restarts_without_progress >= fruitless:
         return Stop(why=f"{fruitless} restarts for {ended.mode} in a row made no progress")
-    used = f"{ended.restarts + 1}" + (f" of {limit}" if limit is not None else "")
+    used = f"{counted + 1}" + (f" of {limit}" if limit is not None else "")
     delay = _delay(budget, ended.restarts_without_progress)
     wait = f" in {delay:g} s" if delay else ""
     return Restart(why=f"restart {used} after {ended.mode}{wait}", delay_s=delay)
@@ -144,13 +149,22 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+
+def _refilled(most: int) -> Mapping[str, Any]:
+    """So many restarts in a row without progress, however far the job has come: each kind of end has its own.
+
+    A month on thousands of nodes has hundreds of interruptions, and each of them may be survived.
+    """
+    return {"class_name": "AlwaysRestartPolicy", "max_retries": most, "refilled_by_progress": True}
+
+
 #: In force for the modes whose root a config says nothing about.
 DEFAULT_POLICIES: Mapping[str, Mapping[str, Any]] = {
     "timeout": {"class_name": "AlwaysRestartPolicy", "backoff_seconds": 0.0},
-    "stall": {"class_name": "AlwaysRestartPolicy", "max_retries": 2},
-    "crash": {"class_name": "AlwaysRestartPolicy", "max_retries": 2},
-    "crash.node_failure": {"class_name": "AlwaysRestartPolicy", "max_retries": 10},
-    "crash.lost": {"class_name": "AlwaysRestartPolicy", "max_retries": 10},
+    "stall": _refilled(2),
+    "crash": _refilled(2),
+    "crash.node_failure": _refilled(10),
+    "crash.lost": _refilled(10),
     "crash.oom": {"class_name": "NoRestartPolicy", "message": "it needs more memory or a smaller batch"},
     "crash.nan": {"class_name": "NoRestartPolicy", "message": "the loss is not a number"},
 }

@@ -54,6 +54,8 @@ class PolicyInForce:
         """The most restarts that it allows; None: without bound."""
         if self.config.get("class_name") == "NoRestartPolicy":
             return 0
+        if self.config.get("refilled_by_progress"):
+            return None
         found = self.config.get("max_retries")
         return found if isinstance(found, int) else None
 
