@@ -59,9 +59,16 @@ def to_confirm(result: PlanResult, done: Reconciled) -> str:
 
 
 def submit(
-    result: PlanResult, *, update: bool = False, prune: bool = False, watch: Watch | None = None
+    result: PlanResult,
+    *,
+    update: bool = False,
+    prune: bool = False,
+    watch: Watch | None = None,
+    register: bool = True,
 ) -> tuple[Reconciled, Loop | None]:
     """Reconcile a plan with its session; the loop to run, or None where a leader took it over.
+
+    `register`: make the session known by its name (see `sessions`).
 
     Raises:
         ConfigError, StateError, UsageError: as `preview`.
@@ -81,8 +88,9 @@ def submit(
         config_ref=str(loaded.source.get("config", "")),
         created=RealClock().now(),
     )
-    # In the user's own home, which is open to nobody.
-    Registry().register(Effects(), entry)
+    if register:
+        # In the user's own home, which is open to nobody.
+        Registry().register(Effects(), entry)
     opened = _opened(result, now, replay(paths))
     if journal.leader_alive(paths) is not None:
         events: list[ev.Event] = [
