@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import typer
 
@@ -27,6 +28,11 @@ def verbs(incomplete: str) -> list[str]:
 def nodes(ctx: typer.Context, incomplete: str) -> list[str]:
     """Nodes that something is known about: those that jobs have had, or that may be forgiven."""
     return _quietly(lambda: _nodes(ctx.params.get("session"), ctx.params.get("verb"), incomplete))
+
+
+def fault_models(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of fault models, of the directory of configs that was typed before, and the shipped ones."""
+    return _quietly(lambda: _fault_models(ctx.params.get("config_dir"), incomplete))
 
 
 def _quietly(find: Callable[[], Iterator[str]]) -> list[str]:
@@ -55,6 +61,13 @@ def _nodes(session: str | None, verb: str | None, incomplete: str) -> Iterator[s
         lists = {attempt.nodes for job in state.jobs.values() for attempt in job.attempts}
         found = sorted({node for text in lists for node in expand(text)} - state.nodes.by_user.keys())
     yield from (name for name in found if name.startswith(incomplete))
+
+
+def _fault_models(config_dir: Path | str | None, incomplete: str) -> Iterator[str]:
+    from oellm_autoexp.services.rehearse import fault_models
+
+    names = fault_models([Path(config_dir)] if config_dir else [])
+    yield from (name for name in names if name.startswith(incomplete))
 
 
 def _jobs(session: str | None, incomplete: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from oellm_autoexp import __version__
-from oellm_autoexp.cli import cleanup, init, log_watch, look, nodes, report, steer, submit
+from oellm_autoexp.cli import cleanup, init, log_watch, look, nodes, rehearse, report, steer, submit
 from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
 
@@ -41,6 +41,13 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         ["init -- python train.py --lr 0.1", "init --slurm lumi --output lumi.yaml -- python train.py"],
     ),
     (submit.plan, ["plan sweep.yaml --local", "plan sweep.yaml --dry-run -o 'sweep.axes.lr=[1e-3]'"]),
+    (
+        rehearse.rehearse,
+        [
+            "rehearse sweep.yaml --faults llama3 --days 30 --seeds 8",
+            "rehearse sweep.yaml --faults llama3 --against restart=requeue_only --plot policies.svg",
+        ],
+    ),
     (
         submit.submit,
         ["submit sweep.yaml --local", "submit sweep.yaml --local --detach", "submit sweep.yaml --canary 2"],

@@ -176,9 +176,10 @@ def _confirmed_gone(attempt: Attempt, seen: Observation) -> bool:
 def _follow_state(job: Job, attempt: Attempt, fact: SchedulerFact, now: float) -> tuple[ev.Event, ...]:
     name = job.spec.name
     if fact.state in (SchedulerState.PENDING, SchedulerState.HELD):
-        if attempt.phase is Phase.ACCEPTED and (
-            job.state is not JobState.PENDING or attempt.pending_reason != fact.reason
-        ):
+        # The scheduler itself may take a job back into its queue, under the same id (Slurm's requeue).
+        is_back = attempt.phase is Phase.RUNNING and fact.state is SchedulerState.PENDING
+        is_news = job.state is not JobState.PENDING or attempt.pending_reason != fact.reason
+        if is_back or (attempt.phase is Phase.ACCEPTED and is_news):
             return (ev.AttemptPending(at=now, job=name, attempt=attempt.number, reason=fact.reason),)
         return ()
     if attempt.phase is not Phase.RUNNING:
@@ -229,9 +230,9 @@ def _stalled(job: Job, attempt: Attempt, seen: Observation, rules: Rules) -> tup
 def learned_threshold(job: Job, usual_s: float | None) -> float | None:
     """How long a job may be silent that was never silent for longer than `usual_s` while it got ahead.
 
-    Five times that (the factor of NVIDIA's ft_launcher), and at least half an hour: watchdogs of collectives end
-    a hang after 10 minutes by themselves and say where it was. It doubles with each stall among the last attempts,
-    so that a job that works on in silence now and then is not ended there for ever.
+    Five times that (the factor of NVIDIA's ft_launcher), and at least half an hour: watchdogs of collectives
+    end a hang after 10 minutes by themselves and say where it was. It doubles with each stall among the last
+    attempts, so that a job that works on in silence now and then is not ended there for ever.
     """
     if usual_s is None:
         return None
@@ -414,7 +415,14 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
                 attempts=_with_decision(job, f"{event.state}" + (f" ({event.by})" if event.by else "")),
             )
         case ev.AttemptPending():
-            attempts = _changed(job, event.attempt, pending_reason=event.reason, gone_since=None)
+            attempts = _changed(
+                job,
+                event.attempt,
+                phase=Phase.ACCEPTED,
+                started_at=None,
+                pending_reason=event.reason,
+                gone_since=None,
+            )
             return replace(job, state=JobState.PENDING, attempts=attempts)
         case ev.AttemptStarted():
             attempts = _changed(

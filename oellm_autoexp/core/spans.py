@@ -130,6 +130,14 @@ class Account:
         self.stretches[-1].tries.append(Try(number=number, requested=at, gpus=self.gpus))
         self.waits = False
 
+    def requeue(self, number: int, at: int) -> None:
+        """The scheduler has taken an attempt that ran back into its queue, as if it were submitted now."""
+        found = self.find(number)
+        if found is not None and found.started is not None and found.ended is None:
+            found.ended = at
+            again = Try(number=number, requested=at, gpus=found.gpus)
+            self.stretches[-1].tries.append(again)
+
     def update(self, spec: JobSpec) -> None:
         """Rules hold at once, resources from the next attempt."""
         self.rules, self.next_gpus = spec.rules, spec.resources.gpus

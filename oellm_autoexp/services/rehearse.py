@@ -1,4 +1,4 @@
-"""A config is played on a fake cluster, from many seeds and under several policies: what happens, and what it costs.
+"""A config is played on a fake cluster, from many seeds and under several policies.
 
 Each run is a session of its own in a directory of its own, in a process of its own; nothing of the user's is
 touched. The same seed brings the same luck to whatever policy is played.
@@ -33,6 +33,7 @@ from oellm_autoexp.services import calls, submit
 from oellm_autoexp.services.plan import PlanResult
 from oellm_autoexp.services.session import Watch
 from oellm_autoexp.services.views import is_routine, told
+from oellm_autoexp.store.effects import Effects
 
 #: The group of fault models: `config/faults/NAME.yaml`.
 FAULTS = "faults"
@@ -261,6 +262,18 @@ class _Diary:
 # ---------------------------------------------------------------- all of them
 
 
+def write(path: Path, data: bytes) -> None:
+    """Write a picture for people.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    try:
+        Effects().write(path, data, mode=0o644)
+    except OSError as error:
+        raise StateError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
 def rehearse(rehearsal: Rehearsal, on_run: Callable[[int, int], None] = lambda _done, _of: None) -> list[Run]:
     """Every seed under every policy, as many at a time as there are CPUs, in the order of policies and seeds.
 
@@ -315,4 +328,3 @@ def _result(rehearsal: Rehearsal, which: tuple[int, str], ask: Callable[[], Run]
     except Exception as error:
         what = f"seed {which[0]} could not be played: {type(error).__name__}: {error}"
         raise StateError(what, hint=f"once more: {rehearsal.again(*which)}") from error
-

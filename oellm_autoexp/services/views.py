@@ -294,6 +294,12 @@ def _told_of_nodes(event: ev.Event) -> str:
             return ""
 
 
+def format_day(seconds: float) -> str:
+    """A moment of a rehearsal, in seconds after its start: `day 3 04:12`."""
+    minutes = int(seconds // 60)
+    return f"day {minutes // 1440 + 1:>2} {minutes // 60 % 24:02d}:{minutes % 60:02d}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `8 s` below a minute, else as Slurm writes it."""
     return f"{seconds:.0f} s" if seconds < 60 else format_duration(seconds)

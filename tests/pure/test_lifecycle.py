@@ -156,6 +156,11 @@ def test_the_same_death_twice_at_once_is_a_config_fault() -> None:
     assert classify(replace(case, last_error="other")).mode == "crash"
     assert classify(replace(case, attempt=attempt(2, progressed_at=1.0))).mode == "crash"
     assert classify(replace(case, ended_at=5000)).mode == "crash"
+    # A job that has worked before has no mistake in its config, whatever befalls it now.
+    worked = attempt(1, phase=Phase.ENDED, mode="crash", progressed_at=2.0, ended_at=5.0)
+    later = [replace(first, number=2), attempt(3)]
+    case = replace(case, job=replace(job, attempts=(worked, *later)), attempt=later[1])
+    assert classify(case).mode == "crash"
 
 
 def test_nothing_is_concluded_without_an_answer() -> None:
@@ -190,7 +195,37 @@ def test_a_stall_needs_a_threshold_and_an_answer_and_the_start_up_grace() -> Non
     (cancel,) = decide(running(), quiet, strict)
     assert isinstance(cancel, ev.CancelRequested) and cancel.mode == "stall"
     assert decide(running(), replace(quiet, now=899), strict) == ()
-    assert decide(running(), replace(quiet, fact=SchedulerFact(state=S.PENDING)), strict) == (())
+    (requeued,) = decide(running(), replace(quiet, fact=SchedulerFact(state=S.PENDING)), strict)
+    assert isinstance(requeued, ev.AttemptPending)
+
+
+def test_a_learned_threshold_needs_a_job_that_was_watched_and_is_patient_with_stalls() -> None:
+    """Five times the longest silence and at least half an hour; each stall of late doubles it."""
+    learned = rules(stall_learned=True, startup_grace_s=0)
+    quiet = Observation(now=9e5, fact=SchedulerFact(state=S.RUNNING), quiet_s=3599)
+    assert decide(running(), quiet, learned) == ()
+    (cancel,) = decide(running(), replace(quiet, usual_s=60), learned)
+    assert isinstance(cancel, ev.CancelRequested) and cancel.mode == "stall"
+    assert "threshold 00:30:00, learned: it was never quiet for more than 00:01:00" in cancel.why
+    assert decide(running(), replace(quiet, usual_s=720), learned) == ()
+    job = running()
+    stalled = replace(job.attempts[0], number=0, phase=Phase.ENDED, mode="stall")
+    again = replace(job, attempts=(stalled, *job.attempts))
+    assert decide(again, replace(quiet, usual_s=60), learned) == ()
+    assert decide(again, replace(quiet, usual_s=60, quiet_s=3600), learned) != ()
+
+
+def test_the_scheduler_may_take_a_running_attempt_back_into_its_queue() -> None:
+    """It waits under the same id, and starts again: neither an end nor another attempt."""
+    fact = SchedulerFact(state=S.PENDING, reason="BeginTime")
+    (event,) = decide(running(), Observation(now=50, fact=fact), rules())
+    job = evolve_all(running(), (event,))
+    assert job.state is JobState.PENDING and job.live is not None
+    assert (job.live.phase, job.live.started_at) == (Phase.ACCEPTED, None)
+    back = SchedulerFact(state=S.RUNNING, started_at=80.0, nodes="n2")
+    job = evolve_all(job, decide(job, Observation(now=90, fact=back), rules()))
+    assert job.state is JobState.RUNNING and len(job.attempts) == 1
+    assert (job.attempts[0].started_at, job.attempts[0].nodes) == (80.0, "n2")
 
 
 def test_a_cancel_is_sent_once_and_again_only_after_a_while() -> None:

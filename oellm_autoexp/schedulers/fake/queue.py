@@ -71,7 +71,7 @@ class Node:
     name: str
     up: bool = True
     known_up: bool = True
-    #: Until when the site has it out of service: what runs there goes on, and nothing else starts. 0: it is in.
+    #: Until when the site has it out of service: what runs there goes on, nothing else starts. 0: it is in.
     drained_until: float = 0.0
     #: What is broken in it and comes again.
     broken: ClusterFault | None = None

@@ -6,7 +6,6 @@ for, so that another decision about one job changes nothing for the others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -165,8 +164,8 @@ class ClusterHabits:
 
 @dataclass(frozen=True, kw_only=True)
 class Sticky:
-    """With this `chance` what broke stays broken: the fault comes again, on average `every` so long, until the
-    site drains the node, on average `drained_after` so long. It is then out of service for `repair`.
+    """With this `chance` what broke stays broken: the fault comes again, on average `every` so long, until
+    the site drains the node, on average `drained_after` so long. It is then out of service for `repair`.
     """
 
     every: float
@@ -292,7 +291,15 @@ def quiet(shortest: float | None = None) -> Scenario:
     if not shortest or shortest >= 4 * _QUIET.log_every:
         return scenario
     factor = shortest / (4 * _QUIET.log_every)
-    times = ("work", "startup", "step_takes", "log_every", "checkpoint_every", "checkpoint_takes", "stop_takes")
+    times = (
+        "work",
+        "startup",
+        "step_takes",
+        "log_every",
+        "checkpoint_every",
+        "checkpoint_takes",
+        "stop_takes",
+    )
     play = replace(_QUIET, **{name: getattr(_QUIET, name) * factor for name in times})
     return replace(scenario, jobs=[play], pace=scenario.pace * factor, stride=scenario.stride * factor)
 
