@@ -3,8 +3,9 @@
 The rules, the fewest that are right. The end of an attempt gives
 
 - weight 1 to a node that the scheduler itself says has failed, and to one that a log signal with an error
-  mode names (its `node`, `host` or `hostname` field): the first MAX_NAMED different ones of a log, since a
-  cascade names hundreds of innocent ones, and only nodes that the attempt had. The node in Slurm's notice
+  mode, or with `metadata: {kind: failed_node}`, names (its `node`, `host` or `hostname` field): the first
+  MAX_NAMED different ones of a log, since a cascade names hundreds of innocent ones, and only nodes that the
+  attempt had. The node in Slurm's notice
   `JOB 7 ON n3 CANCELLED AT …` is the batch host, whichever failed, and is never blamed;
 - else a share to each of the attempt's nodes: 1 where a node failed and nobody says which, SHARE for a
   stall, for an attempt that vanished, and for a crash within QUICK_S without progress; divided by the number
@@ -34,6 +35,7 @@ from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.hostlist import expand, is_host
 from oellm_autoexp.core.model import Attempt, Job, LogSignal, SchedulerFact, mode_root
 from oellm_autoexp.core.quick import quick, replace
+from oellm_autoexp.core.signals import FAILED_NODE
 from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED, EXIT_CLAIM_LOST
 
 NAMED, SHARE = 1.0, 0.2
@@ -265,12 +267,13 @@ def _unnamed(attempt: Attempt) -> tuple[float, str]:
 
 
 def named_nodes(before: tuple[str, ...], signals: Sequence[LogSignal]) -> tuple[str, ...]:
-    """The nodes that signals with an error mode name, after those of earlier ones."""
+    """The nodes that signals of failures name, after those of earlier ones."""
     names = list(before)
     for found in signals:
         if len(names) >= MAX_NAMED:
             break
-        if mode_root(found.mode) not in ("crash", "stall") or _CANCEL_NOTICE.search(found.line):
+        tells = found.fields.get("kind") == FAILED_NODE or mode_root(found.mode) in ("crash", "stall")
+        if not tells or _CANCEL_NOTICE.search(found.line):
             continue
         for key in NODE_FIELDS:
             node = str(found.fields.get(key) or "")

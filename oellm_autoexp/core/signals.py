@@ -46,6 +46,11 @@ MAX_FIELD = 4096
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_STEP = "checkpoint_step"
 
+#: What a signal's metadata say of it that names a node without saying what ended the attempt.
+FAILED_NODE = "failed_node"
+#: Kinds of signals that are kept though they have neither a mode nor an action.
+TELLING = ("checkpoint", FAILED_NODE)
+
 _TYPES = {"int": int, "float": float, "str": str}
 _REPORT = re.compile(r"@autoexp\s*(?=\{)", re.ASCII)
 _JSON = json.JSONDecoder()
@@ -141,7 +146,7 @@ class SignalRule:
     @cached_property
     def silent(self) -> bool:
         """Matches leave no signal behind: they only feed metrics or a counter."""
-        return not (self.mode or self.actions or self.report or self.metadata.get("kind") == "checkpoint")
+        return not (self.mode or self.actions or self.report or self.metadata.get("kind") in TELLING)
 
     @cached_property
     def measures(self) -> bool:

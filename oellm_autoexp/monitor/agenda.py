@@ -15,6 +15,8 @@ class Rehearsal(Protocol):
 
     #: No running job may stay unlooked at for longer than this, in seconds.
     longest_s: float
+    #: When the loop itself wants to go on, whatever happens before; infinity for never.
+    awaited_at: float
 
     def news(self) -> Iterable[str]:
         """The jobs whose state or log has changed since the last call."""

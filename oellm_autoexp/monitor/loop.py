@@ -380,12 +380,20 @@ class Loop:
             rest_s = self._rest.after(
                 changed=self._recorded > recorded, due_s=self._due() - self._clock.now()
             )
+            if self._rehearsal is not None:
+                self._rehearsal.awaited_at = self._next_start()
             if self._alarm is None:
                 self._clock.wait(rest_s)
             else:
                 self._alarm.watch([self._paths.inbox, *self._observer.places])
                 if self._alarm.rest(rest_s):
                     self._observer.hurry()
+
+    def _next_start(self) -> float:
+        """When the next of the jobs that wait may start."""
+        now, jobs = self._clock.now(), self.session.jobs
+        times = (jobs[name].not_before for name in self.session.waiting)
+        return min((at for at in times if at > now), default=math.inf)
 
     def close(self) -> None:
         """Say goodbye in the journal; jobs go on."""

@@ -196,8 +196,10 @@ def test_a_killed_rehearsal_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch)
     events = journal.read(paths).events
     times = [event.at for event in events]
     assert times == sorted(times)
-    started = [(event.job, event.attempt) for event in events if isinstance(event, ev.AttemptStarted)]
-    assert len(started) == len(set(started)) == sum(len(job.attempts) for job in ended.jobs.values())
+    starts = [event for event in events if isinstance(event, ev.AttemptStarted)]
+    started = [(event.job, event.attempt, event.started_at) for event in starts]
+    # One is started twice: the cluster itself requeues it when node2 fails.
+    assert len(started) == len(set(started)) == sum(len(job.attempts) for job in ended.jobs.values()) + 1
     assert all(attempt_claimed_once(paths, name, job) for name, job in ended.jobs.items())
 
 

@@ -113,6 +113,7 @@ class FakeSlurmClient(SchedulerInterface):
             self.scenario = quiet(config.shortest_s)
         self.clock = VirtualClock(self)
         self.longest_s = self.scenario.stride
+        self.awaited_at = math.inf
         #: How often each command was called.
         self.calls: Counter[str] = Counter()
         self.cluster = CLUSTER
@@ -191,6 +192,8 @@ class FakeSlurmClient(SchedulerInterface):
         until = cluster.now + max(seconds, pace)
         if cluster.next_at > until:
             until = max(until, min(cluster.next_at, cluster.now + scenario.stride))
+        if cluster.now < self.awaited_at < until:
+            until = self.awaited_at
         if until - scenario.start > scenario.horizon:
             days = scenario.horizon / 86400
             what = f"the rehearsal has not come to an end within {days:g} days of virtual time"
