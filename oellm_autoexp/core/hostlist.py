@@ -25,6 +25,10 @@ def expand(text: str) -> tuple[str, ...]:
     ('node08', 'node09', 'node10', 'node3', 'login1')
     """
     names: list[str] = []
+    if "[" not in text:
+        # Thousands of names, written out.
+        names = text.strip().split(",")
+        return tuple(dict.fromkeys(names)) if len(names) <= MAX_HOSTS and all(map(is_host, names)) else ()
     for item in re.split(r",(?![^\[]*\])", text.strip()):
         pieces = _PART.split(item)
         # Texts stand at even places, the insides of brackets at odd ones.

@@ -473,6 +473,9 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
 
 def _changed(job: Job, number: int, **changes: object) -> tuple[Attempt, ...]:
     """The attempts of a job, that of this number with other fields."""
+    if job.attempts and job.attempts[-1].number == number:
+        # Nearly always it is the latest, and a job may have hundreds.
+        return (*job.attempts[:-1], replace(job.attempts[-1], **changes))  # type: ignore[arg-type]
     return tuple(
         replace(attempt, **changes) if attempt.number == number else attempt  # type: ignore[arg-type]
         for attempt in job.attempts

@@ -103,16 +103,17 @@ class Exclusion:
 
     def update_queued(self, now: float) -> None:
         """Tell the scheduler where a queued attempt must not start, since that has changed meanwhile."""
-        if not self.possible:
+        jobs = self._session.jobs
+        queued = [name for name in self._session.alive if _is_queued(jobs[name].live)]
+        if not self.possible or not queued:
             return
         ledger, left = self._session.nodes, UPDATES
         excluded = frozenset(each.node for each in ledger.suspects(now, self._rules) if each.excluded)
         standing = excluded, frozenset(ledger.evidence)
-        for name in list(self._session.alive):
-            job = self._session.jobs[name]
+        for name in queued:
+            job = jobs[name]
             attempt = job.live
-            if attempt is None or attempt.phase is not Phase.ACCEPTED or attempt.cancel is not None:
-                continue
+            assert attempt is not None
             if attempt.exclude and attempt.pending_reason == BAD_CONSTRAINTS:
                 self._forgive(attempt.exclude, f"the scheduler says {BAD_CONSTRAINTS}", now)
             key = name, attempt.number
@@ -149,6 +150,10 @@ class Exclusion:
             return True
         self._record(ev.ExclusionUpdated(at=now, job=name, attempt=attempt.number, exclude=wanted))
         return True
+
+
+def _is_queued(attempt: Attempt | None) -> bool:
+    return attempt is not None and attempt.phase is Phase.ACCEPTED and attempt.cancel is None
 
 
 def _has_started(text: str) -> bool:
