@@ -1,10 +1,11 @@
-"""What the shipped restart policies are worth on a failure trace: ETTR over seeds, and others' with the same luck.
+"""The shipped restart policies on a failure trace: ETTR over seeds, and that of others with the same luck.
 
     python benchmarks/policies.py [--days 54] [--seeds 60] [--nodes 2048] [--without]
 
-One job on `--nodes` nodes with so many days of work, under config/faults/llama3.yaml. The peers know nothing of
-nodes (scheduler.node_exclusion=null); requeue-only reads no log either. `--without` plays our defaults with one
-thing switched off at a time instead. Prints the median (lowest – highest) and the difference, seed by seed.
+One job on `--nodes` nodes with so many days of work, under config/faults/llama3.yaml. The peers know nothing
+of nodes (scheduler.node_exclusion=null); requeue-only reads no log either. `--without` plays our defaults
+with one thing switched off at a time instead. Prints the median (lowest – highest), and the difference seed
+by seed.
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ def stacked(bars: Sequence[StackedBar], names: Mapping[str, str], title: str, fo
             for place, width, start in zip(at, widths, left, strict=True):
                 if width >= 0.05:
                     text = f"{width:.0%}"
-                    axes.text(start + width / 2, place, text, ha="center", va="center", fontsize=9)
+                    colour = "white" if kind == "down" else "black"
+                    axes.text(
+                        start + width / 2, place, text, ha="center", va="center", color=colour, fontsize=9
+                    )
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, bar in zip(at, bars, strict=True):
             axes.scatter(

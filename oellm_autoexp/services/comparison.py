@@ -135,7 +135,7 @@ def drawn(rehearsal: Rehearsal, runs: Sequence[Run], form: str) -> bytes:
     """
     bars = [
         plot.StackedBar(
-            label=textwrap.fill(variant or AS_IT_IS, 30, break_on_hyphens=False),
+            label=textwrap.fill(variant or AS_IT_IS, 30, break_on_hyphens=False, break_long_words=False),
             shares={part.value: share for part, share in mean_shares(mine).items()},
             points=[run.ettr for run in mine],
         )

@@ -113,6 +113,26 @@ def test_max_retries_is_the_most_restarts_whatever_the_progress(
 
 
 @pytest.mark.parametrize("name", BOUNDED)
+@given(most=st.integers(0, 3), progress=st.lists(st.booleans(), min_size=40, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_a_refilled_budget_ends_what_does_not_get_ahead_and_nothing_else(
+    name: str, most: int, progress: list[bool]
+) -> None:
+    """N restarts since the last progress, and all of them again after it, declared or not."""
+    budget = policy(name, max_retries=most, refilled_by_progress=True)
+    attempts, used = 0, 0
+    for progressed in progress:
+        attempts += 1
+        used = 0 if progressed else used
+        if used >= most:
+            break
+        used += 1
+    for is_known in (True, False):
+        job = life(Rules(policies={"crash": budget}, progress_known=is_known), progress)
+        assert len(job.attempts) == attempts
+
+
+@pytest.mark.parametrize("name", BOUNDED)
 @given(most=st.integers(0, 4), progress=st.lists(st.booleans(), min_size=40, max_size=40))
 @settings(max_examples=25, deadline=None)
 def test_restarts_without_progress_are_counted_from_the_last_progress(

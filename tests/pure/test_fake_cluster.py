@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
 from oellm_autoexp.schedulers.fake.queue import NO_NODES
+from oellm_autoexp.schedulers.fake.scenario import Symptom
 
 SHORT = {"work": 0, "startup": 1}
 LONG = {"work": "300d"}
@@ -106,6 +107,75 @@ def test_an_end_goes_through_completing() -> None:
     assert not world.cluster.nodes["node1"].free
     world.to(HOUR + 20)
     assert job.state == "CANCELLED" and world.cluster.nodes["node1"].free
+
+
+# ---------------------------------------------------------------- nodes that break
+
+
+BROKEN = {"kind": "exit", "code": 1, "lines": ["uncorrectable ECC error on {node}"]}
+
+
+def test_what_breaks_on_a_node_ends_the_job_there_and_the_node_stays_in_service() -> None:
+    """The job shows the symptom, with the name of the node; a neighbour works on."""
+    world = FakeWorld(jobs=[LONG], cluster={"nodes": 4})
+    wide, other = world.one("wide", nodes=2), world.one("other")
+    world.to(HOUR)
+    world.befall("node_error", node="node2", name="GPU", symptom=Symptom(**BROKEN))
+    world.to(HOUR + 10)
+    assert world.word(wide) == ("FAILED", "NonZeroExitCode", "1:0") and other.state == "RUNNING"
+    assert "uncorrectable ECC error on node2\n" in world.memory.logs["/logs/wide.1"]
+    assert world.cluster.nodes["node2"].free
+    (what,) = world.cluster.befallen
+    assert (what.name, what.node, what.job) == ("GPU", "node2", "wide")
+
+
+def test_a_hang_that_a_watchdog_ends_leaves_its_lines_when_it_ends() -> None:
+    """Silence for ten minutes, then the line and the exit code of the watchdog."""
+    world = FakeWorld(jobs=[LONG], cluster={"nodes": 1})
+    job = world.one()
+    world.to(HOUR)
+    silence = Symptom(kind="hang", ends_after=600, code=134, lines=["Watchdog"])
+    world.befall("node_error", symptom=silence)
+    before = world.memory.logs["/logs/one.1"]
+    world.to(HOUR + 595)
+    assert job.state == "RUNNING" and world.memory.logs["/logs/one.1"] == before
+    world.to(HOUR + 610)
+    assert world.word(job)[2] == "134:0" and world.memory.logs["/logs/one.1"] == before + "Watchdog\n"
+
+
+def test_a_node_that_stays_broken_breaks_again_until_it_is_drained_and_repaired() -> None:
+    """Whoever gets it is hit again; once the site has drained it nobody gets it, and then it is sound."""
+    sticky = {"every": 1800, "drained_after": 6 * HOUR, "repair": DAY}
+    fault = {"kind": "node_error", "at": HOUR, "node": "node1", "sticky": sticky, "symptom": BROKEN}
+    world = FakeWorld(jobs=[LONG], faults=[fault], cluster={"nodes": 1}, seed=4)
+    starts, drained_at = 0, None
+    for minute in range(0, 3 * 24 * 60, 5):
+        world.to(minute * 60)
+        node = world.cluster.nodes["node1"]
+        if drained_at is None and node.drained_until:
+            drained_at = world.now
+        if all(job.ended for job in world.cluster.jobs.values()):
+            starts += 1
+            last = world.one("one", attempt=starts, time_limit=30 * DAY)
+    assert starts > 3 and drained_at is not None
+    hits = [what.at - world.scenario.start for what in world.cluster.befallen if what.job]
+    assert len(hits) == starts - 1 and max(hits) < drained_at + 2 * HOUR
+    # After the repair the job works on.
+    assert last.state == "RUNNING" and world.now - drained_at > DAY
+
+
+def test_maintenance_requeues_the_job_and_keeps_the_node_for_a_while() -> None:
+    """The same id starts on another node; later the node is back."""
+    world = FakeWorld(jobs=[LONG], cluster={"nodes": 2})
+    job = world.one()
+    world.to(HOUR)
+    assert job.nodes == ("node1",)
+    world.befall("maintenance", node="node1", lasts=2 * HOUR)
+    world.to(HOUR + 300)
+    assert (job.state, job.restarts, job.nodes) == ("RUNNING", 1, ("node2",))
+    assert not world.cluster.nodes["node1"].free
+    world.to(4 * HOUR)
+    assert world.cluster.nodes["node1"].free
 
 
 # ---------------------------------------------------------------- reasons for waiting

@@ -70,6 +70,8 @@ def events(steps: Sequence[Step], name: str = "a", gpus: int = 0) -> Iterator[ev
                 rule="s", file="log", generation=0, offset=at, line="x", fields={"kind": more[0]}
             )
             yield ev.SignalsFound(**now, file="log", cursor=Cursor(), signals=(line,))
+        elif what == "requeue":
+            yield ev.AttemptPending(**now, reason="BeginTime")
         elif what == "stall":
             yield ev.CancelRequested(**now, why="quiet", by="x", mode="stall", silent_s=more[0])
         elif what == "end":
@@ -127,6 +129,17 @@ def test_a_job_that_nothing_happens_to() -> None:
     assert parts(SMOOTH, 1000) == {QUEUE: 30, START_UP: 20, PRODUCTIVE: 140}
     found = ledger(SMOOTH).of("a", 1000)
     assert (found.wall_ms, found.ettr, found.basis) == (190_000, 140 / 190, Basis.CHECKPOINTS)
+
+
+def test_what_a_scheduler_requeues_waits_again() -> None:
+    """Work of before it counts as far as it was saved; the same attempt starts once more."""
+    steps: list[Step] = [*SMOOTH[:4], (120, "count"), (150, "requeue"), (180, "run"), (200, "count")]
+    steps += [(260, "save"), (300, "end", "success"), (303, "succeeded")]
+    found = parts(steps, 1000)
+    assert found[QUEUE] == 30 + 30
+    assert sum(found.values()) == 290
+    # Of the first start 40 s were kept; what came after the checkpoint is done again.
+    assert found[ROLLED_BACK] == 50 and found[PRODUCTIVE] > 40 + 100 - 20
 
 
 def test_before_its_first_submission_a_job_has_no_wall_time() -> None:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oellm_autoexp.config import groups
 from oellm_autoexp.config import scenario as scenarios
 from oellm_autoexp.errors import ConfigError
 from oellm_autoexp.schedulers.fake.run import JobRequest, Kind, steps
-from oellm_autoexp.schedulers.fake.scenario import Mishap, Play, Scenario
+from oellm_autoexp.schedulers.fake.scenario import Mishap, Play, Scenario, quiet
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,16 @@ def test_a_time_is_seconds_or_has_a_unit(tmp_path: Path, text: str, seconds: flo
         ("faults: [{kind: outage}]", "give either at or every"),
         ("{pace: 1h, stride: 1min}", "pace: must be more than 0 and at most stride"),
         ("cluster: {nodes: 0}", "must be at least 1"),
+        (
+            "faults: [{kind: outage, at: 1h, sticky: {every: 1h, drained_after: 1h}}]",
+            "only what befalls a node",
+        ),
+        ("jobs:\n- mishaps: [{kind: exit, ends_after: 1h, after: 1h}]", "ends_after: is for a hang"),
+        (
+            "faults: [{kind: node_error, at: 1h, sticky: {every: 0, drained_after: 1h}}]",
+            "must be more than 0",
+        ),
+        ("attended: 0", "attended: must be more than 0"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
@@ -52,6 +63,29 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, says: str) 
     with pytest.raises(ConfigError) as error:
         scenarios.load(path, Scenario)
     assert says in str(error.value) and str(path) in str(error.value)
+
+
+def test_the_published_figures_are_in_the_model_of_them() -> None:
+    """466 interruptions in 54 days on 2,048 nodes, 47 of them planned; the shares of the causes."""
+    model = scenarios.load(groups.shipped() / "faults" / "llama3.yaml", Scenario)
+    node_days = 2048 * 54 * 86400.0
+    counts = {fault.name: node_days / fault.every for fault in model.faults if fault.every}
+    assert len(counts) == len(model.faults) and all(fault.of_a_node for fault in model.faults)
+    assert sum(counts.values()) == pytest.approx(466, abs=0.5)
+    assert counts["planned maintenance"] == pytest.approx(47, abs=0.1)
+    assert counts["GPU failed (Xid 79)"] == pytest.approx(148, abs=0.1)
+    assert counts["GPU memory failed (HBM3, SRAM)"] == pytest.approx(72 + 19, abs=0.1)
+    hangs = [counts[fault.name] for fault in model.faults if fault.symptom.kind == "hang"]
+    assert sum(hangs) == pytest.approx(35 + 7 + 6, abs=0.1)
+
+
+def test_a_quiet_cluster_keeps_pace_with_the_config() -> None:
+    """A config that takes five seconds of silence for a stall gets jobs that write more often than that."""
+    usual, quick = quiet(), quiet(5.0)
+    assert quiet(3600.0) == usual and not usual.jobs
+    (play,) = quick.jobs
+    assert play.log_every == 1.25 and play.work == pytest.approx(45) and quick.pace == 0.125
+    assert Scenario().turning(3600.0) == Scenario() and Scenario().turning(10.0).pace == 5.0
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
