@@ -100,7 +100,7 @@ class Loop:
         series = Series(effects, interval_s=1.0 if rehearsal is None else VIRTUAL_SERIES_S)
         self._observer = Observer(scheduler, paths, checks, series)
         self._exclusion = Exclusion(session, scheduler, effects, record=self.record, trouble=self._trouble)
-        self._commands = Commands(session, self.record, has_nodes=self._exclusion.possible)
+        self.commands = Commands(session, self.record, has_nodes=self._exclusion.possible)
         self._performer = Performer(
             session,
             scheduler,
@@ -337,7 +337,7 @@ class Loop:
         commands = inbox.pending(self._paths, self._report)
         for command in commands:
             if command.id not in self.session.answered:
-                ok, text = self._commands.obey(command.verb, command.args, now)
+                ok, text = self.commands.obey(command.verb, command.args, now)
                 self.record(
                     ev.CommandAnswered(at=now, command=command.id, verb=command.verb, ok=ok, text=text)
                 )

@@ -211,7 +211,7 @@ def _attended(loop: Loop, scheduler: FakeSlurmClient) -> int:
                 return retries
             now, start = scheduler.clock.now(), scheduler.scenario.start
             scheduler.clock.wait(looks - (now - start) % looks)
-            loop.obey("retry", {"jobs": failed}, scheduler.clock.now())
+            loop.commands.obey("retry", {"jobs": failed}, scheduler.clock.now())
             retries += len(failed)
     except HorizonReached:
         return retries

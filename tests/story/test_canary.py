@@ -72,7 +72,7 @@ def test_a_canary_that_fails_holds_the_rest_until_a_person_says_so(tmp_path: Pat
         made.run()
         assert starts(made).keys() == {"j0"}
     loop = made.lead()
-    assert loop._commands.obey("retry", {"jobs": ["j0"]}, loop._clock.now())[0]
+    assert loop.commands.obey("retry", {"jobs": ["j0"]}, loop._clock.now())[0]
     made.run()
     assert starts(made).keys() == {"j0"} and len(made.of(ev.JobRetried)) == 1
     made.submit("scheduler.canary=0")
