@@ -83,7 +83,7 @@ def test_a_canary_that_fails_holds_the_rest_until_a_person_says_so(tmp_path: Pat
 def test_one_that_dies_later_than_its_proof_holds_nobody(tmp_path: Path) -> None:
     """The rest has started by then, and its own restarts are its own affair."""
     play = {**WORK, "mishaps": [{"kind": "exit", "after": "2h", "code": 3}]}
-    made = campaign(tmp_path, play, jobs=3)
+    made = campaign(tmp_path, play, jobs=3, restart_policies={"crash": {"class_name": "NoRestartPolicy"}})
     session = made.run("scheduler.canary=1")
     assert starts(made).keys() == {"j0", "j1", "j2"}
     assert [event.job for event in made.of(ev.CanaryProved)] == ["j0"]
