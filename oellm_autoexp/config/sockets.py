@@ -118,7 +118,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a scheduler can do; declared, not probed."""
+    """What a scheduler can do, as far as it has been asked; it may change between turns."""
 
     #: Most tasks of one submission; 1 means no arrays.
     max_array_size: int = 1
@@ -146,6 +146,14 @@ class SchedulerInterface(Plugin):
     def render(self, request: ScriptRequest) -> str:
         """The job script. Pure: equal requests give equal bytes."""
 
+    def batch_key(self, script: str) -> str:  # noqa: ARG002 - for those that have arrays
+        """Jobs whose scripts have equal keys may be tasks of one submission."""
+        return ""
+
+    def prepare(self) -> None:
+        """Learn what the scheduler can do, before the first turn; what is not answered is asked later."""
+        return
+
     @abstractmethod
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
         """Hand over a submission; one reference per task, in order.
@@ -169,7 +177,8 @@ class SchedulerInterface(Plugin):
     def poll(self, refs: Sequence[SchedulerRef]) -> Mapping[SchedulerRef, SchedulerFact]:
         """What the scheduler says of every reference, with a constant number of calls.
 
-        A reference the scheduler does not know is `SchedulerState.GONE`; every reference has an entry.
+        A reference the scheduler does not know is `SchedulerState.GONE`. Where very many would have to be
+        asked about one by one, some are absent: nothing is known of them until a later poll.
 
         Raises:
             SchedulerUnavailable: no answer.

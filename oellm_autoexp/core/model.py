@@ -167,6 +167,8 @@ class JobSpec:
     #: Files watched beside the log.
     output_paths: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
+    #: Jobs of which this is equal may be tasks of one submission.
+    batch: str = ""
     #: Identity of the rules (signals, policies, actions, gates) in force for this job.
     rules: str = ""
 

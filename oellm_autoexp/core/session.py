@@ -313,8 +313,7 @@ def admit(
     assert session.opened is not None
     free = len(ready) if max_jobs is None else max(0, max_jobs - session.live)
     chosen = sorted(ready, key=lambda job: job.spec.index)[:free]
-    size = max(1, max_array_size)
-    blocks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    blocks = _blocks(chosen, max(1, max_array_size))
     if submit_rate_limit_s:
         waited = session.last_spawn_at is None or now - session.last_spawn_at >= submit_rate_limit_s
         blocks = blocks[:1] if waited and not session.submissions else []
@@ -325,6 +324,15 @@ def admit(
         token = token_of(session.opened.nonce, pairs, exclude)
         out.append(ev.SubmitRequested(at=now, token=token, jobs=pairs, exclude=exclude))
     return tuple(out)
+
+
+def _blocks(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Blocks of at most `size`: what is submitted together asks for the same, for the same time."""
+    alike: dict[tuple[str, int | None], list[Job]] = {}
+    for job in jobs:
+        limit = job.time_limit_s if job.spec.batch else None
+        alike.setdefault((job.spec.batch, limit), []).append(job)
+    return [group[start : start + size] for group in alike.values() for start in range(0, len(group), size)]
 
 
 def _next_number(job: Job) -> int:

@@ -269,6 +269,7 @@ class Loop:
                 self._session_occasion("blind", str(error), now)
             return {}
         self._failures = 0
+        interval = self._poll_interval()
         self._poll_at = now + interval
         self._observer.expect(interval if self._rehearsal is None else math.inf)
         if self.session.blind:

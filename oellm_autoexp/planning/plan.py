@@ -200,9 +200,14 @@ class _Planner:
             log_path=places.log_path,
             output_paths=places.output_paths,
             resources=resources,
+            batch=self._batch(script),
             rules=rules_id,
         )
         return PlannedJob(spec=spec, script=script, request=request, rules=rules)
+
+    def _batch(self, script: str) -> str:
+        key = self._scheduler.batch_key(script)
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
 
     def _places_in(self, slurm: Mapping[str, Any] | None, monitoring: Mapping[str, Any] | None) -> Places:
         """The places that sections name, which are not typed yet: a wrong type is reported when they are."""

@@ -1,4 +1,4 @@
-"""The text that goes to Slurm. Pure: directives of a job script. Source: sbatch(1)."""
+"""The text that goes to Slurm. Pure: directives of a job script, options of sbatch. Source: sbatch(1)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ from typing import Any
 
 from oellm_autoexp.errors import ConfigError, Fault
 from oellm_autoexp.sweep.scalars import format_scalar
+
+#: Options that would change what is submitted, or whether sbatch comes back.
+_OURS = {
+    "array": "write `slurm: {array: true}`",
+    "clusters": "write `scheduler: {clusters: [NAME]}`",
+    "M": "write `scheduler: {clusters: [NAME]}`",
+    "wait": "leave it out: the session waits",
+    "W": "leave it out: the session waits",
+    "test-only": "`oellm-autoexp plan --dry-run` shows what would be submitted",
+    "wrap": "write the command into `backend`",
+    "output": "logs go to slurm.log_dir, or where monitoring.log_path_template says",
+    "o": "logs go to slurm.log_dir, or where monitoring.log_path_template says",
+    "error": "both streams go to one log, so that what Slurm says stands there too",
+    "e": "both streams go to one log, so that what Slurm says stands there too",
+    "export": "write `slurm: {export: …}`",
+}
+#: What a job is told by variables of sbatch's environment.
+EXPORTED = (
+    "AUTOEXP_TOKEN",
+    "AUTOEXP_ATTEMPT",
+    "AUTOEXP_ATTEMPT_DIR",
+    "AUTOEXP_LOG_PATH",
+    "AUTOEXP_KILL_GRACE_S",
+    "AUTOEXP_TIME_LIMIT_S",
+)
 
 
 def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:
@@ -22,11 +47,52 @@ def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:
     for section in ("sbatch", "sbatch_overrides"):
         for key, value in (slurm.get(section) or {}).items():
             given[str(key).replace("_", "-")] = (f"slurm.{section}.{key}", value)
+    for key, instead in _OURS.items():
+        if key in given:
+            raise ConfigError(Fault(key=given[key][0], what="is not for a job of a session", hint=instead))
+    if slurm.get("export"):
+        given["export"] = ("slurm.export", _exported(str(slurm["export"])))
     lines = [f"#SBATCH {option}" for option in _options(given)]
     for number, line in enumerate(slurm.get("sbatch_extra_directives") or ()):
         text = _one_line(str(line).strip(), f"slurm.sbatch_extra_directives.{number}")
         lines.append(text if text.startswith("#") else f"#SBATCH {text}")
     return lines
+
+
+def _exported(text: str) -> str:
+    """The variables that sbatch hands on, with ours."""
+    if text.upper() == "ALL":
+        return "ALL"
+    names = [] if text.upper() in ("NONE", "NIL") else [text]
+    return ",".join([*names, *EXPORTED])
+
+
+def head(script: str) -> list[str]:
+    """The directives of a script: the `#SBATCH` lines before its first command."""
+    lines = []
+    for line in script.splitlines():
+        if line.startswith("#SBATCH"):
+            lines.append(line)
+        elif line.strip() and not line.startswith("#"):
+            break
+    return lines
+
+
+def has_option(script: str, *names: str) -> bool:
+    """Whether the directives of a script give one of some long options."""
+    words = {line.split()[1].partition("=")[0] for line in head(script) if len(line.split()) > 1}
+    return not words.isdisjoint(f"--{name}" for name in names)
+
+
+def shared_directives(script: str) -> list[str]:
+    """What a script has in common with others that may be tasks of one array: all but its name."""
+    own = ("#SBATCH --job-name", "#SBATCH -J")
+    return [line for line in head(script) if not line.startswith(own)]
+
+
+def literal_path(path: str) -> str:
+    """A path for `--output`, in which `%` begins a pattern."""
+    return path.replace("%", "%%")
 
 
 def _options(given: Mapping[str, tuple[str, Any]]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from oellm_autoexp.config import compose
 from oellm_autoexp.config.sockets import SchedulerInterface, made
 from oellm_autoexp.core.layout import REHEARSAL_DIR_NAME, SessionPaths, default_state_dir
-from oellm_autoexp.errors import ConfigError, Fault, StateError
+from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.planning import plan as planning
 from oellm_autoexp.planning.plan import PlannedJob
 from oellm_autoexp.planning.provenance import provenance, redacted_override
@@ -23,8 +23,8 @@ from oellm_autoexp.planning.resources import Totals, totals
 from oellm_autoexp.planning.sweep_json import sweep_json
 from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicyConfig, in_force
 from oellm_autoexp.rendering import guard
-from oellm_autoexp.schedulers import slurm
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
+from oellm_autoexp.schedulers.slurm import SlurmClient
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store.effects import Effects
 
@@ -79,6 +79,8 @@ class Loaded:
     source: Mapping[str, Any]
 
 
+#: Keys of the section `slurm` that are the scheduler's.
+SESSION_KEYS = ("array", "submit_cmd", "squeue_cmd", "cancel_cmd")
 #: What a flag or `scheduler.class_name` may say for a registered class.
 SCHEDULERS = {"local": "LocalScheduler", "slurm": "SlurmClient", "fake": FakeSlurmClient.__name__}
 
@@ -126,6 +128,8 @@ def load(
         composed = composed_with(_apart(composed))
         section["done_lines"] = [*section.get("done_lines", ()), *_success_texts(composed)]
         section["shortest_s"] = _shortest_silence(composed)
+    elif section.get("class_name") == SlurmClient.__name__:
+        section = {**_slurm_keys(composed), **section}
     root = compose.parse_root({"project": {"name": composed.project.name}, "scheduler": section})
     project = composed.project
     base = Path(project.base_output_dir)
@@ -221,23 +225,33 @@ def _shortest_silence(composed: compose.Composed) -> float | None:
 
 
 def require_submitting(loaded: Loaded) -> None:
-    """Refuse, before anything is written, a scheduler that can only render.
+    """Refuse, before anything is written, a scheduler whose commands are not here.
 
     Raises:
         UsageError: names what can be done instead.
     """
-    if isinstance(loaded.scheduler, slurm.SlurmClient):
-        slurm.refuse()
+    scheduler = loaded.scheduler
+    if isinstance(scheduler, SlurmClient) and scheduler.missing_command:
+        what = f"this machine has no `{scheduler.missing_command}`: it is no login node of a Slurm cluster"
+        hint = "--local runs the jobs on this machine, --fake plays them, `plan` only writes the scripts"
+        raise UsageError(what, hint=hint)
 
 
-def _constant(composed: compose.Composed, section: str) -> dict[str, Any]:
-    """A section that is the same for every point.
+def _slurm_keys(composed: compose.Composed) -> dict[str, Any]:
+    """What the section `slurm` says of the whole session, and not of one job."""
+    found = _constant(composed, "slurm", only=SESSION_KEYS)
+    return {key: found[key] for key in SESSION_KEYS if found.get(key) is not None}
+
+
+def _constant(composed: compose.Composed, section: str, only: Collection[str] = ()) -> dict[str, Any]:
+    """A section that is the same for every point, or those of its keys that have to be.
 
     Raises:
         ConfigError: it is not.
     """
     for path in composed.tree.dynamic_paths:
-        if path.startswith(f"{section}."):
+        first, _, key = path.partition(".")
+        if first == section and (not only or key in only):
             what = "must be the same for every point"
             raise composed.placed(ConfigError(Fault(key=path, what=what, hint="sweep something else")))
     return dict(composed.tree.folded.get(section) or {})

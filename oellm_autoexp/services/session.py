@@ -234,6 +234,7 @@ def lead(
         source = session.opened.source
         plugins.load([str(item) for item in source.get("plugins", [])], Path(source.get("directory", ".")))
         scheduler = scheduler_of(session.opened.scheduler, paths, effects)
+    scheduler.prepare()
     clock = clock or clock_of(scheduler)
     if isinstance(scheduler, FakeSlurmClient):
         return Loop(

@@ -17,7 +17,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -26,6 +26,19 @@ DIR_MODE = 0o700
 FILE_MODE = 0o600
 #: What is made inside belongs to the group too.
 _GROUP_DIR_MODE = 0o2770
+
+
+# prctl(2)
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Ran(NamedTuple):
+    """How a command ended. `status`: its exit status, negative for a signal, None where its time was up."""
+
+    status: int | None
+    output: str
+    errors: str
 
 
 class Effects:
@@ -137,8 +150,7 @@ class Effects:
                 return
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.syncfs(fd) != 0:
+                if _LIBC.syncfs(fd) != 0:
                     number = ctypes.get_errno()
                     raise OSError(number, os.strerror(number), str(path))
             finally:
@@ -281,6 +293,51 @@ class Effects:
                 start_new_session=True,
                 close_fds=True,
             )
+
+    def run(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, timeout_s: float) -> Ran:
+        """Run a command to its end, which comes after `timeout_s` at the latest, and with this process's.
+
+        It has a session of its own, so that Ctrl-C does not reach it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        parent = os.getpid()
+
+        def tie() -> None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with self._effect("run", argv[0]):
+            child = subprocess.Popen(
+                list(argv),
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=tie,
+            )
+            with child:
+                try:
+                    output, errors = child.communicate(timeout=timeout_s)
+                    status: int | None = child.returncode
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    output, errors = child.communicate()
+                    status = None
+                except BaseException:
+                    child.kill()
+                    raise
+        return Ran(status, output.decode(errors="replace"), errors.decode(errors="replace"))
+
+    def symlink(self, path: Path, target: str) -> None:
+        """A symbolic link at `path`; one that is there already is replaced."""
+        with self._effect("symlink", path):
+            path.unlink(missing_ok=True)
+            path.symlink_to(target)
 
     def kill(self, pid: int, number: signal.Signals) -> None:
         """Send a signal; a process that is gone already is fine."""

@@ -34,16 +34,23 @@ class Entry:
         return not Path(self.state_dir).is_dir()
 
 
+def state_home(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where a user's own state lies: below `$XDG_STATE_HOME` (default `~/.local/state`); None: no home."""
+    # A relative path there is invalid and to be ignored (XDG Base Directory Specification).
+    home = environ.get("XDG_STATE_HOME", "")
+    try:
+        base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    return base / "oellm-autoexp"
+
+
 class Registry:
-    """The registry of one user, below `$XDG_STATE_HOME` (default `~/.local/state`)."""
+    """The registry of one user, in the user's state home."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        # A relative path there is invalid and to be ignored (XDG Base Directory Specification).
-        home = environ.get("XDG_STATE_HOME", "")
-        self.directory: Path | None = None
-        with contextlib.suppress(RuntimeError):  # no home directory
-            base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
-            self.directory = base / "oellm-autoexp" / "sessions"
+        home = state_home(environ)
+        self.directory = home / "sessions" if home is not None else None
 
     def register(self, effects: Effects, entry: Entry) -> bool:
         """Remember a session; False when the home cannot be written."""

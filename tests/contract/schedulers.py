@@ -6,6 +6,7 @@ again from the same directory it is what a new daemon finds after the old one di
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.rendering import guard
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
+from oellm_autoexp.schedulers.slurm import SlurmClient, SlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
 DEADLINE_S = 30.0
@@ -65,8 +67,21 @@ class Bench(ABC):
             environment=environment or {},
         )
 
-    def submit(self, token: str, *tasks: Task, exclude: Sequence[str] = ()) -> Sequence[SchedulerRef]:
-        return self.scheduler.submit(Submission(token=token, tasks=tasks, exclude=exclude))
+    def again(self) -> Bench:
+        """As the next daemon finds it."""
+        return type(self)(self.root, self.effects)
+
+    def token(self, name: str) -> str:
+        """The token that stands for a name: one cluster remembers the tests before."""
+        return name
+
+    def submit(self, name: str, *tasks: Task, exclude: Sequence[str] = ()) -> Sequence[SchedulerRef]:
+        return self.scheduler.submit(Submission(token=self.token(name), tasks=tasks, exclude=exclude))
+
+    def find(self, *names: str) -> Mapping[str, Sequence[SchedulerRef]]:
+        """What is found under the tokens of some names, by name."""
+        found = self.scheduler.find([self.token(name) for name in names])
+        return {name: found[self.token(name)] for name in names if self.token(name) in found}
 
     # ---- what happened
 
@@ -158,7 +173,25 @@ class FakeBench(Bench):
         self.scheduler.clock.wait(1.0)
 
 
-BENCHES: dict[str, type[Bench]] = {"local": LocalBench, "fake": FakeBench}
+class SlurmBench(Bench):
+    """The cluster that SLURM_CONF names; asked as often as a test likes."""
+
+    def make(self) -> SchedulerInterface:
+        config = SlurmClientConfig(array=True, calls_per_second=1000, call_burst=1000, grace_seconds=0.0)
+        client = SlurmClient(config, effects=self.effects, state_dir=self.root / "state")
+        client.prepare()
+        return client
+
+    def token(self, name: str) -> str:
+        return f"{name}{hashlib.sha256(str(self.root).encode()).hexdigest()[:12]}"
+
+    def stop(self) -> None:
+        tokens = {path.stem for path in (self.root / "state").glob("*.jsonl")}
+        refs = [ref for found in self.scheduler.find(sorted(tokens)).values() for ref in found]
+        self.scheduler.cancel(refs)
+
+
+BENCHES: dict[str, type[Bench]] = {"local": LocalBench, "fake": FakeBench, "slurm": SlurmBench}
 
 
 def submit_and_die(name: str, root: str, count: int, last: int) -> None:

@@ -23,8 +23,7 @@ Running = subprocess.Popen[str]
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "oellm_autoexp.cli.main")
-#: A PATH without what a cluster has.
-NO_CLUSTER = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+SLURM = frozenset({"sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo", "srun"})
 #: Seconds; long enough for any machine, so that only a test that fails waits for it.
 PATIENCE_S = 120.0
 
@@ -36,6 +35,17 @@ def until(look: Callable[[], T], what: str) -> T:
         assert time.monotonic() < give_up, f"not within {PATIENCE_S:g} s: {what}"
         time.sleep(0.01)
     return found
+
+
+def path_without_cluster(directory: Path) -> str:
+    """A PATH that has what a machine has, but for Slurm: links in `directory`."""
+    directory.mkdir()
+    for place in (Path("/bin"), Path("/usr/bin")):
+        for program in place.iterdir():
+            link = directory / program.name
+            if program.name not in SLURM and not link.is_symlink():
+                link.symlink_to(program)
+    return f"{Path(sys.executable).parent}:{directory}"
 
 
 class Cli:

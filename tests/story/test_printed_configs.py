@@ -7,17 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import NO_CLUSTER, Cli
+from commands import Cli, path_without_cluster
 
 PRINTED = Path(__file__).resolve().parents[1] / "data" / "printed"
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """The command line beside copies of the printed files, on a machine without a Slurm."""
     for path in PRINTED.iterdir():
         shutil.copy(path, tmp_path / path.name)
-    return Cli(tmp_path, PATH=NO_CLUSTER)
+    elsewhere = tmp_path_factory.mktemp("path") / "bin"
+    return Cli(tmp_path, PATH=path_without_cluster(elsewhere))
 
 
 def typed(name: str) -> list[str]:

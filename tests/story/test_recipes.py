@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import NO_CLUSTER, ROOT, Cli, until
+from commands import ROOT, Cli, path_without_cluster, until
 
 from oellm_autoexp.services import plan
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """The command line in a directory that has the shipped `config` and `scripts`, as a clone does."""
     for name in ("config", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
-    return Cli(tmp_path, PATH=NO_CLUSTER)
+    elsewhere = tmp_path_factory.mktemp("path") / "bin"
+    return Cli(tmp_path, PATH=path_without_cluster(elsewhere))
 
 
 # ---------------------------------------------------------------- the scripts
