@@ -315,7 +315,7 @@ class Cluster:
             self._signal(name, signal.SIGSTOP)
 
     def thaw(self, *names: str) -> None:
-        for name in names:
+        for name in filter(self.pid, names):
             self._signal(name, signal.SIGCONT)
             parent = self._parent(name)
             if name.endswith(".slurmd") and parent > 1:
@@ -352,7 +352,16 @@ class Cluster:
             told = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
             return len(told) == len(self.nodes) and ready.issuperset(told)
 
-        wait_until(are_ready, f"the nodes take jobs, see {self.directory / 'log'}")
+        told = self.run("sinfo", "-N", "-o", "%N %T %E", check=False)
+        wait_until(are_ready, f"the nodes take jobs ({told}), see {self.directory / 'log'}")
+
+    def forget(self) -> None:
+        """Have the controller lose all jobs, as when its state is lost, and begin to count anew."""
+        self.kill("slurmctld")
+        shutil.rmtree(self.directory / "state")
+        (self.directory / "state").mkdir()
+        self.start("slurmctld")
+        self.wait_for_nodes()
 
     def wait_for_controller(self) -> None:
         wait_until(lambda: " UP" in self.run("scontrol", "ping", check=False), "slurmctld answers")
@@ -373,8 +382,8 @@ class Cluster:
             "SlurmctldPort": self._port("slurmctld"),
             "SlurmUser": "root",
             "AuthType": "auth/munge",
-            # A requeued job waits until its old credential has expired, two minutes by default.
-            "AuthInfo": f"socket={munge},cred_expire=2",
+            # A requeued job waits until its old credential has expired; Slurm takes no less than 5 s.
+            "AuthInfo": f"socket={munge},cred_expire=5",
             "CommunicationParameters": "NoCtldInAddrAny",
             "StateSaveLocation": where / "state",
             "SlurmdSpoolDir": where / "spool" / "%n",

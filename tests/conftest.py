@@ -46,7 +46,8 @@ def _cluster(*, accounting: bool) -> Iterator[Cluster]:
     cluster = Cluster(directory)
     try:
         # Ended jobs are remembered for as long as a test may take.
-        cluster.create(nodes=3, accounting=accounting, options={}, job_age_s=60)
+        options = {"AccountingStorageEnforce": "associations,limits"} if accounting else {}
+        cluster.create(nodes=3, accounting=accounting, options=options, job_age_s=60)
         yield cluster
     finally:
         if cluster.settings:

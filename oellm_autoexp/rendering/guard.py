@@ -329,6 +329,8 @@ class Guard:
         env = dict(self.env, AUTOEXP_CLAIMED="1", AUTOEXP_GENERATION=str(generation))
         if not env.get("PYTHONUNBUFFERED"):
             env["PYTHONUNBUFFERED"] = "1"
+        # What sbatch was told to hand on is not what srun(1) shall hand on: the script has set more.
+        env.pop("SLURM_EXPORT_ENV", None)
         if self.limit is not None:
             env["AUTOEXP_DEADLINE"] = "%.0f" % (started_at + self.limit)
         try:

@@ -7,6 +7,7 @@ answered is unknown: nothing is ever concluded from a command that failed.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
 import time
@@ -163,12 +164,12 @@ class SlurmClient(SchedulerInterface):
 
     def _ask_for_limit(self) -> None:
         """An array of more tasks than the user may have submitted would never be taken."""
-        user = f"user={os.getuid()}"
         try:
+            user = f"user={pwd.getpwuid(os.getuid()).pw_name}"
             ran = self._commands.query(
                 "sacctmgr", "-n", "-P", "show", "associations", "where", user, "format=MaxSubmit"
             )
-        except SchedulerUnavailable:
+        except (KeyError, SchedulerUnavailable):
             return
         most = answers.most_submitted(ran.output) if ran.status == 0 else None
         if most is not None:
@@ -210,6 +211,7 @@ class SlurmClient(SchedulerInterface):
         now = time.time()  # noqa: TID251 - when it was submitted is a fact that sacct is asked with
         try:
             record, script, output = self._records.write(submission, environments, now)
+            text = Path(script).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError as error:
             raise SubmitRejected(error.strerror or str(error), where=str(error.filename)) from error
         except OSError as error:
@@ -222,7 +224,7 @@ class SlurmClient(SchedulerInterface):
             f"--error={output}",
             "--open-mode=append",
             *self._clusters(),
-            *_options(submission, Path(script).read_text(encoding="utf-8", errors="replace")),
+            *_options(submission, text),
         ]
         environment: Mapping[str, str] = environments[0]
         if count > 1:

@@ -146,7 +146,8 @@ def fact(
         reason=why,
         exit_code=exit_code if ended else None,
         signal=signal if ended else 0,
-        started_at=started_at if state in _HAS_STARTED else None,
+        # Of one that was cancelled before it had nodes, Slurm says that it started when it ended.
+        started_at=started_at if state in _HAS_STARTED and nodes else None,
         ended_at=ended_at if ended or state is SchedulerState.COMPLETING else None,
         nodes=nodes,
         restart_count=restart_count,

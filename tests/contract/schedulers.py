@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from oellm_autoexp.config.sockets import SchedulerInterface, Submission, Task
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef
@@ -176,8 +177,12 @@ class FakeBench(Bench):
 class SlurmBench(Bench):
     """The cluster that SLURM_CONF names; asked as often as a test likes."""
 
-    def make(self) -> SchedulerInterface:
-        config = SlurmClientConfig(array=True, calls_per_second=1000, call_burst=1000, grace_seconds=0.0)
+    scheduler: SlurmClient
+    options: Mapping[str, Any] = {"array": True}
+
+    def make(self) -> SlurmClient:
+        given = {"calls_per_second": 1000, "call_burst": 1000, "grace_seconds": 0.0, **self.options}
+        config = SlurmClientConfig(**given)
         client = SlurmClient(config, effects=self.effects, state_dir=self.root / "state")
         client.prepare()
         return client
