@@ -52,12 +52,19 @@ _SHORT_OPTIONS = {
     "A": "account",
     "C": "constraint",
     "G": "gpus",
+    "J": "job-name",
+    "M": "clusters",
     "N": "nodes",
+    "W": "wait",
     "b": "begin",
+    "e": "error",
     "n": "ntasks",
+    "o": "output",
     "p": "partition",
     "q": "qos",
     "t": "time",
+    "w": "nodelist",
+    "x": "exclude",
 }
 
 

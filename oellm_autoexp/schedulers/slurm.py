@@ -11,7 +11,7 @@ import pwd
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from compoconf import register
 
 from oellm_autoexp.config.limits import ClusterLimits
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.times import format_time
@@ -101,6 +102,8 @@ class SlurmClient(SchedulerInterface):
         )
         self._facts: ClusterFacts | None = None
         self._probed_at = 0.0
+        #: The nodes of each partition.
+        self._partitions: Mapping[str, frozenset[str]] = {}
         #: The last squeue, and when it was answered; as good as new for as long as a call may take its turn.
         self._queue: tuple[float, list[Row]] | None = None
         self._fresh_s = 1.0 / config.calls_per_second
@@ -159,8 +162,27 @@ class SlurmClient(SchedulerInterface):
         self.cluster = self.config.clusters[0] if self.config.clusters else found.name
         if found.accounting and self.config.array:
             self._ask_for_limit()
+        self._ask_for_nodes()
         self.capabilities = self._capabilities()
         return found
+
+    def _ask_for_nodes(self) -> None:
+        try:
+            text = self._commands.answer("sinfo", "--noheader", *self._clusters(), "--format=%P|%N")
+        except SchedulerUnavailable:
+            return
+        self._partitions = answers.partitions(text)
+
+    def eligible_nodes(self, script_path: str) -> frozenset[str] | None:
+        try:
+            given = slurm_text.options_of(Path(script_path).read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return None
+        names = given.get("partition", "").split(",") if given.get("partition") else [answers.DEFAULT]
+        if not all(name in self._partitions for name in names):
+            return None
+        nodes = frozenset[str]().union(*(self._partitions[name] for name in names))
+        return nodes.difference(expand(given.get("exclude", "")))
 
     def _ask_for_limit(self) -> None:
         """An array of more tasks than the user may have submitted would never be taken."""
@@ -463,14 +485,20 @@ class SlurmClient(SchedulerInterface):
             raise self._commands.silent(name, answers.plain(ran.errors) or f"exit {ran.status}")
 
     def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
-        unknown = changes.keys() - _UPDATES.keys()
+        unknown = changes.keys() - {"time_limit_s", "exclude"}
         if unknown:
             raise SubmitRejected(f"Slurm is not asked to change {', '.join(sorted(unknown))} of {ref.id}")
+        words = []
+        if "time_limit_s" in changes:
+            words.append(f"TimeLimit={format_time(changes['time_limit_s'])}")
+        if "exclude" in changes:
+            record = self._read([ref.token]).get(ref.token)
+            own = record.exclude if record is not None else ""
+            words.append(f"ExcNodeList={_joined(own, changes['exclude'])}")
         rows = _by_token(self._rows()).get((ref.token, ref.task), ())
         row = self._chosen(ref, rows)
         if row is None or row.fact.state.ended:
             raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
-        words = [_UPDATES[name](value) for name, value in changes.items()]
         ran = self._commands.act(["scontrol", *self._clusters(), "update", f"JobId={row.id}", *words], {})
         self._queue = None
         self._require_heard("scontrol", ran)
@@ -478,10 +506,9 @@ class SlurmClient(SchedulerInterface):
             raise SubmitRejected(f"scontrol: {answers.plain(ran.errors) or ran.status}")
 
 
-_UPDATES: Mapping[str, Callable[[Any], str]] = {
-    "time_limit_s": lambda seconds: f"TimeLimit={format_time(seconds)}",
-    "exclude": lambda nodes: f"ExcNodeList={','.join(nodes)}",
-}
+def _joined(own: str, nodes: Iterable[str]) -> str:
+    """Nodes to exclude, beside those that a script excludes itself."""
+    return ",".join([*([own] if own else []), *nodes])
 
 
 def _by_token(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
@@ -514,11 +541,13 @@ def _options(submission: Submission, script: str) -> list[str]:
     limits = [task.time_limit_s for task in submission.tasks]
     longest = None if None in limits else max(limit for limit in limits if limit is not None)
     options = [f"--time={format_time(longest)}"] if longest is not None else []
+    given = slurm_text.options_of(script)
     if submission.exclude:
-        options.append(f"--exclude={','.join(submission.exclude)}")
-    if not slurm_text.has_option(script, "comment"):
+        # This option would replace that of the script.
+        options.append(f"--exclude={_joined(given.get('exclude', ''), submission.exclude)}")
+    if "comment" not in given:
         options.append(f"--comment={submission.token}")
-    if not slurm_text.has_option(script, "requeue", "no-requeue"):
+    if given.keys().isdisjoint(("requeue", "no-requeue")):
         # Restarts are decided here. Where a script asks for Slurm's own, they are taken over as attempts.
         options.append("--no-requeue")
     return options

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact
 from oellm_autoexp.schedulers import slurm_states
 
@@ -234,6 +235,21 @@ def cluster_facts(text: str) -> ClusterFacts | None:
 def _number(text: str | None, default: int) -> int:
     match = re.match(r"\d+", text or "")
     return int(match[0]) if match else default
+
+
+#: What the partition is called that a job goes to which names none.
+DEFAULT = ""
+
+
+def partitions(text: str) -> dict[str, frozenset[str]]:
+    """The nodes of each partition, from `sinfo -h -o "%P|%N"`; the default one also under `DEFAULT`."""
+    found: dict[str, frozenset[str]] = {}
+    for line in text.splitlines():
+        name, _, nodes = line.partition("|")
+        names = [name.rstrip("*"), DEFAULT] if name.endswith("*") else [name]
+        for each in names:
+            found[each] = found.get(each, frozenset()).union(expand(nodes))
+    return found
 
 
 def most_submitted(text: str) -> int | None:

@@ -32,6 +32,8 @@ class Record:
     name: str
     submitted_at: float
     attempt_dirs: tuple[str, ...]
+    #: The nodes that its script excludes.
+    exclude: str = ""
 
 
 class Records:
@@ -57,13 +59,15 @@ class Records:
             name=f"{tasks[0].name[:_NAME_LENGTH]}{more}.{token}",
             submitted_at=now,
             attempt_dirs=tuple(task.attempt_dir for task in tasks),
+            exclude=slurm_text.options_of(_read(tasks[0])).get("exclude", ""),
         )
         self._effects.mkdir(self._dir)
         # slurmstepd(8) makes no directory for a log, and fails the job where there is none.
         for folder in {Path(task.log_path).parent for task in tasks}:
             self._effects.mkdir(folder, mode=0o755)
         script, output = tasks[0].script_path, tasks[0].log_path
-        lines = [json.dumps({"token": token, "name": record.name, "submitted_at": now})]
+        head = {"token": token, "name": record.name, "submitted_at": now, "exclude": record.exclude}
+        lines = [json.dumps(head)]
         if len(tasks) == 1:
             lines.append(json.dumps({"attempt_dir": tasks[0].attempt_dir}))
             self._write_index(record, lines)
@@ -112,6 +116,7 @@ class Records:
                     name=str(head["name"]),
                     submitted_at=float(head["submitted_at"]),
                     attempt_dirs=tuple(str(task["attempt_dir"]) for task in tasks),
+                    exclude=str(head["exclude"]),
                 )
             except (FileNotFoundError, KeyError, TypeError, ValueError):
                 return None

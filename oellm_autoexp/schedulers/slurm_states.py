@@ -108,6 +108,12 @@ def advice(reason: str) -> str | None:
     return None
 
 
+def explained(reason: str) -> str:
+    """A reason for waiting, in Slurm's words, with what can be done about it."""
+    what = advice(reason)
+    return f"{reason}: {what}" if what else reason
+
+
 def fact(
     word: str,
     *,
@@ -117,6 +123,7 @@ def fact(
     started_at: float | None = None,
     ended_at: float | None = None,
     nodes: str = "",
+    failed_nodes: str = "",
     restart_count: int = 0,
 ) -> SchedulerFact:
     """A statement of squeue or sacct as a fact; `exit_code` and `signal` as in their "3:0"."""
@@ -126,9 +133,6 @@ def fact(
     if state is None:
         # A later version's word: alive, for nothing may be concluded from it.
         state, why = SchedulerState.HELD, f"Slurm says {first}, which this version does not know"
-    elif state is SchedulerState.PENDING:
-        what = advice(why)
-        why = f"{why}: {what}" if what else why
     elif first == "BOOT_FAIL":
         why = f"{why}, the node did not boot".lstrip(", ")
     elif state is SchedulerState.CANCELLED:
@@ -150,5 +154,6 @@ def fact(
         started_at=started_at if state in _HAS_STARTED and nodes else None,
         ended_at=ended_at if ended or state is SchedulerState.COMPLETING else None,
         nodes=nodes,
+        failed_nodes=failed_nodes,
         restart_count=restart_count,
     )

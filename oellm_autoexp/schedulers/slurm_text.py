@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from oellm_autoexp.config.schema import option
 from oellm_autoexp.errors import ConfigError, Fault
 from oellm_autoexp.sweep.scalars import format_scalar
 
@@ -13,15 +14,11 @@ from oellm_autoexp.sweep.scalars import format_scalar
 _OURS = {
     "array": "write `slurm: {array: true}`",
     "clusters": "write `scheduler: {clusters: [NAME]}`",
-    "M": "write `scheduler: {clusters: [NAME]}`",
     "wait": "leave it out: the session waits",
-    "W": "leave it out: the session waits",
     "test-only": "`oellm-autoexp plan --dry-run` shows what would be submitted",
     "wrap": "write the command into `backend`",
     "output": "logs go to slurm.log_dir, or where monitoring.log_path_template says",
-    "o": "logs go to slurm.log_dir, or where monitoring.log_path_template says",
     "error": "both streams go to one log, so that what Slurm says stands there too",
-    "e": "both streams go to one log, so that what Slurm says stands there too",
     "export": "write `slurm: {export: …}`",
 }
 #: What a job is told by variables of sbatch's environment.
@@ -47,12 +44,13 @@ def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:
     for section in ("sbatch", "sbatch_overrides"):
         for key, value in (slurm.get(section) or {}).items():
             given[str(key).replace("_", "-")] = (f"slurm.{section}.{key}", value)
-    for key, instead in _OURS.items():
-        if key in given:
-            raise ConfigError(Fault(key=given[key][0], what="is not for a job of a session", hint=instead))
+    for each, (key, _) in given.items():
+        instead = _OURS.get(option(each))
+        if instead is not None:
+            raise ConfigError(Fault(key=key, what="is not for a job of a session", hint=instead))
     if slurm.get("export"):
         given["export"] = ("slurm.export", _exported(str(slurm["export"])))
-    lines = [f"#SBATCH {option}" for option in _options(given)]
+    lines = [f"#SBATCH {each}" for each in _options(given)]
     for number, line in enumerate(slurm.get("sbatch_extra_directives") or ()):
         text = _one_line(str(line).strip(), f"slurm.sbatch_extra_directives.{number}")
         lines.append(text if text.startswith("#") else f"#SBATCH {text}")
@@ -78,10 +76,19 @@ def head(script: str) -> list[str]:
     return lines
 
 
-def has_option(script: str, *names: str) -> bool:
-    """Whether the directives of a script give one of some long options."""
-    words = {line.split()[1].partition("=")[0] for line in head(script) if len(line.split()) > 1}
-    return not words.isdisjoint(f"--{name}" for name in names)
+def options_of(script: str) -> dict[str, str]:
+    """The options that the directives of a script give, by their long names; "" for those without a value."""
+    found: dict[str, str] = {}
+    for line in head(script):
+        last = ""
+        for word in shlex.split(line.removeprefix("#SBATCH"), comments=True):
+            if word.startswith("-"):
+                name, _, value = word.lstrip("-").partition("=")
+                last = option(name)
+                found[last] = value
+            elif last and not found[last]:
+                found[last] = word
+    return found
 
 
 def shared_directives(script: str) -> list[str]:
@@ -96,13 +103,13 @@ def literal_path(path: str) -> str:
 
 
 def _options(given: Mapping[str, tuple[str, Any]]) -> Iterator[str]:
-    for option, (key, value) in given.items():
-        start = f"-{option}" if len(option) == 1 else f"--{option}"
+    for name, (key, value) in given.items():
+        start = f"-{name}" if len(name) == 1 else f"--{name}"
         if value is True:
             yield start
         elif value is not None and value is not False:
             text = shlex.quote(_one_line(_text(value, key), key))
-            yield f"{start} {text}" if len(option) == 1 else f"{start}={text}"
+            yield f"{start} {text}" if len(name) == 1 else f"{start}={text}"
 
 
 def _text(value: Any, key: str) -> str:

@@ -12,6 +12,7 @@ from oellm_autoexp.core.model import Attempt, Job, JobState, Scalar
 from oellm_autoexp.core.nodes import NodeExclusion
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import format_duration
+from oellm_autoexp.schedulers.slurm_states import explained
 from oellm_autoexp.store.series import last_values
 
 Counts = dict[str, int]
@@ -35,6 +36,11 @@ def rows(session: Session, paths: SessionPaths, jobs: Sequence[Job], now: float)
     return [_row(job, paths, actions.get(job.spec.name, {}), now) for job in jobs]
 
 
+def _queued(attempt: Attempt | None) -> str:
+    """Why an attempt waits in the queue, and what can be done about it."""
+    return explained(attempt.pending_reason) if attempt is not None else ""
+
+
 def _row(job: Job, paths: SessionPaths, actions: Mapping[str, Counts], now: float) -> dict[str, Any]:
     attempt = job.attempt
     ran = [_ran(past, now) for past in job.attempts]
@@ -44,7 +50,7 @@ def _row(job: Job, paths: SessionPaths, actions: Mapping[str, Counts], now: floa
         "attempts": len(job.attempts),
         "restarts": job.restarts,
         "error_mode": job.mode,
-        "reason": job.reason or job.hold or (attempt.pending_reason if attempt else ""),
+        "reason": job.reason or job.hold or _queued(attempt),
         "scheduler_id": attempt.ref.id if attempt and attempt.ref else None,
         "parameters": dict(job.spec.parameters),
         "output_dir": job.spec.output_dir,
@@ -202,9 +208,7 @@ def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, lis
     if carried:
         done.append(f"{len(carried) - len(failed)} of {len(carried)} actions done or under way")
     done += [f"action {request.action} for {request.rule} failed" for request in failed[-3:]]
-    cause = (
-        f"{job.mode}: {job.reason}" if job.mode else job.hold or (attempt.pending_reason if attempt else "")
-    )
+    cause = f"{job.mode}: {job.reason}" if job.mode else job.hold or _queued(attempt)
     can = [f"oellm-autoexp logs {state_dir} {name}"] if attempt is not None else []
     if job.state in (JobState.FAILED, JobState.CANCELLED):
         can.append(f"oellm-autoexp retry {state_dir} {name}")
@@ -248,7 +252,7 @@ def told(event: ev.Event) -> str:
             return f"attempt {event.attempt} runs" + (f" on {event.nodes}" if event.nodes else "")
         case ev.AttemptPending():
             return f"attempt {event.attempt} waits in the queue" + (
-                f": {event.reason}" if event.reason else ""
+                f": {explained(event.reason)}" if event.reason else ""
             )
         case ev.AttemptEnded():
             return f"attempt {event.attempt} ended, {event.mode}: {event.reason}  [{event.evidence}]"

@@ -177,6 +177,8 @@ class FakeBench(Bench):
 class SlurmBench(Bench):
     """The cluster that SLURM_CONF names; asked as often as a test likes."""
 
+    has_nodes = True
+
     scheduler: SlurmClient
     options: Mapping[str, Any] = {"array": True}
 

@@ -178,7 +178,7 @@ def test_cancelling_what_is_over_or_unknown_does_nothing(bench: Bench) -> None:
 # ---------------------------------------------------------------- nodes
 
 with_nodes = pytest.mark.parametrize(
-    "kind", [kind for kind in BENCHES if BENCHES[kind].has_nodes], indirect=True
+    "kind", [kind for kind in KINDS if BENCHES[str(kind.values[0])].has_nodes], indirect=True
 )
 
 

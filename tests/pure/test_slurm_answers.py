@@ -36,12 +36,12 @@ QUEUED = {
     "cancelled-pending": (S.CANCELLED, "", 0, 0),
     "node-fail": (S.NODE_FAIL, "NodeDown", 0, 0),
     "preempted": (S.PREEMPTED, "", 0, 15),
-    "held": (S.PENDING, "JobHeldUser: it is held", None, 0),
+    "held": (S.PENDING, "JobHeldUser", None, 0),
     "begin": (S.PENDING, "BeginTime", None, 0),
-    "too-long": (S.PENDING, "PartitionTimeLimit: the partition allows less", None, 0),
-    "too-many-nodes": (S.PENDING, "PartitionNodeLimit: ask for another", None, 0),
-    "never": (S.PENDING, "DependencyNeverSatisfied: it will never start", None, 0),
-    "special": (S.PENDING, "job requeued in held state: it is held", None, 0),
+    "too-long": (S.PENDING, "PartitionTimeLimit", None, 0),
+    "too-many-nodes": (S.PENDING, "PartitionNodeLimit", None, 0),
+    "never": (S.PENDING, "DependencyNeverSatisfied", None, 0),
+    "special": (S.PENDING, "job requeued in held state", None, 0),
     "suspended": (S.HELD, "", None, 0),
     "running": (S.RUNNING, "", None, 0),
     "requeued": (S.RUNNING, "", None, 0),
@@ -236,3 +236,10 @@ def test_a_cluster_says_what_it_is_like() -> None:
 def test_the_most_that_a_user_may_submit(text: str, most: int | None) -> None:
     """An association without a limit may be the one that counts."""
     assert answers.most_submitted(text) == most
+
+
+def test_partitions_have_the_nodes_that_sinfo_lists() -> None:
+    """In as many lines as there are states; the default one is what a job gets that names none."""
+    found = answers.partitions("main*|node[1-2]\nmain*|node3\nbig|node[08-10]\nempty|\n")
+    assert found["main"] == found[answers.DEFAULT] == {"node1", "node2", "node3"}
+    assert found["big"] == {"node08", "node09", "node10"} and found["empty"] == set()

@@ -8,7 +8,7 @@ import pytest
 
 from oellm_autoexp.core.model import SchedulerState
 from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED
-from oellm_autoexp.schedulers.slurm_states import STATES, advice, fact
+from oellm_autoexp.schedulers.slurm_states import STATES, advice, explained, fact
 
 DATA = Path(__file__).parents[1] / "data" / "slurm"
 
@@ -49,12 +49,13 @@ def test_no_reason_of_slurm_is_unknown(reason: str) -> None:
 )
 def test_a_reason_comes_with_what_can_be_done(reason: str, words: str) -> None:
     """Of a job that waits; the reason itself stands before it, in Slurm's words."""
-    told = fact("PENDING", reason=reason).reason
+    told = explained(fact("PENDING", reason=reason).reason)
     assert told.startswith(f"{reason}: ") and words in told
 
 
 def test_what_passes_by_itself_comes_without_advice() -> None:
-    assert fact("PENDING", reason="Priority").reason == "Priority"
+    assert explained("Priority") == "Priority"
+    assert explained("a word that Slurm has not") == "a word that Slurm has not"
     assert fact("RUNNING", reason="None").reason == ""
 
 

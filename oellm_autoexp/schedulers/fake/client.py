@@ -34,7 +34,7 @@ from oellm_autoexp.errors import (
     UsageError,
 )
 from oellm_autoexp.rendering import templates
-from oellm_autoexp.schedulers import slurm_text
+from oellm_autoexp.schedulers import slurm_states, slurm_text
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
 from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
 from oellm_autoexp.schedulers.fake.queue import FakeJob, partition_of, size_of
@@ -45,9 +45,6 @@ from oellm_autoexp.store.effects import Effects
 CLUSTER = "fake"
 #: From so many jobs on the loop's turns are further apart than the scenario's pace.
 MANY_JOBS = 200
-#: What squeue calls it, where that is not a word of ours.
-_STATES = {"SUSPENDED": "HELD", "CONFIGURING": "HELD"}
-_SHORT = {"N": "nodes", "t": "time", "p": "partition", "x": "exclude"}
 _CHECKPOINTS = re.compile(r"^\s*export AUTOEXP_CHECKPOINT_DIR=(.*)$", re.MULTILINE)
 
 
@@ -309,7 +306,7 @@ class FakeSlurmClient(SchedulerInterface):
 
     def eligible_nodes(self, script_path: str) -> frozenset[str] | None:
         try:
-            options = _options(Path(script_path).read_text(errors="replace"))
+            options = slurm_text.options_of(Path(script_path).read_text(errors="replace"))
         except OSError:
             return None
         names, habits = list(self.played.nodes), self.scenario.cluster
@@ -366,11 +363,11 @@ def _ref(job: FakeJob) -> SchedulerRef:
 
 
 def _fact(job: FakeJob) -> SchedulerFact:
-    return SchedulerFact(
-        state=SchedulerState(_STATES.get(job.state, job.state)),
-        reason="" if job.reason == "None" else job.reason,
-        exit_code=job.exit_code if job.ended else None,
-        signal=job.signal if job.ended else 0,
+    return slurm_states.fact(
+        job.state,
+        reason=job.reason,
+        exit_code=job.exit_code,
+        signal=job.signal,
         started_at=job.started_at,
         ended_at=job.ended_at,
         nodes=",".join(job.nodes),
@@ -390,7 +387,7 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
     except OSError as error:
         what = f"sbatch: error: Unable to open file {task.script_path}"
         raise SubmitRejected(what) from error
-    options = _options(script)
+    options = slurm_text.options_of(script)
     try:
         limit = float(task.time_limit_s) if task.time_limit_s is not None else None
         if limit is None and "time" in options:
@@ -415,21 +412,3 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
         exclude=tuple(sorted({*exclude, *own_exclude})),
         own_exclude=own_exclude,
     )
-
-
-def _options(script: str) -> dict[str, str]:
-    """The directives of a script: those before its first command, by their long names (sbatch(1))."""
-    options: dict[str, str] = {}
-    for line in script.splitlines():
-        if line.startswith("#SBATCH "):
-            last = ""
-            for word in shlex.split(line[8:], comments=True):
-                if word.startswith("-"):
-                    name, _, value = word.lstrip("-").partition("=")
-                    last = _SHORT.get(name, name)
-                    options[last] = value
-                elif last and not options[last]:
-                    options[last] = word
-        elif line.strip() and not line.startswith("#"):
-            break
-    return options
