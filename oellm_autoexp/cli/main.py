@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from oellm_autoexp import __version__
-from oellm_autoexp.cli import cleanup, init, log_watch, look, nodes, rehearse, report, steer, submit
+from oellm_autoexp.cli import cleanup, daemon, init, log_watch, look, nodes, rehearse, report, steer, submit
 from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
 
@@ -73,8 +73,16 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (look.sessions, ["sessions", "sessions --json"]),
     (cleanup.cleanup, ["cleanup", "cleanup --yes"]),
 )
+#: The same of `daemon`.
+DAEMON_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
+    (daemon.start, ["daemon start sweep.yaml --local", "daemon start outputs"]),
+    (daemon.attach, ["daemon attach outputs"]),
+    (daemon.status, ["daemon status outputs", "daemon status outputs --json"]),
+    (daemon.stop, ["daemon stop outputs"]),
+    (daemon.run, ["daemon run outputs"]),
+)
 #: What leaves its work undone when nobody reads its output any more.
-WATCHING = (submit.submit, log_watch.monitor)
+WATCHING = (submit.submit, log_watch.monitor, daemon.run)
 
 
 def _outlives_its_reader(command: Callable[..., None]) -> Callable[..., None]:
@@ -101,11 +109,24 @@ def _outlives_its_reader(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _command, _examples in COMMANDS:
-    _lines = "".join(f"\n  oellm-autoexp {example}" for example in _examples)
-    app.command(epilog=f"\b\nExamples:{_lines}\n\nExit codes: oellm-autoexp --help")(
-        _outlives_its_reader(_command)
-    )
+daemon_app = typer.Typer(
+    help="A loop that goes on without a terminal, and comes back after a reboot.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def _offer(place: typer.Typer, commands: Sequence[tuple[Callable[..., None], Sequence[str]]]) -> None:
+    for command, examples in commands:
+        lines = "".join(f"\n  oellm-autoexp {example}" for example in examples)
+        place.command(epilog=f"\b\nExamples:{lines}\n\nExit codes: oellm-autoexp --help")(
+            _outlives_its_reader(command)
+        )
+
+
+_offer(app, COMMANDS)
+_offer(daemon_app, DAEMON_COMMANDS)
+app.add_typer(daemon_app, name="daemon")
 
 
 def _version(wanted: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -26,16 +28,16 @@ from oellm_autoexp.cli.watching import Progress, finish, lead, print_status
 from oellm_autoexp.errors import UsageError
 
 
-def _planned(
+def planned(
     ref: str,
     config_dir: Path | None,
     override: list[str] | None,
     scheduler: str | None,
     scenario: Path | None,
 ) -> Any:
-    from oellm_autoexp.services.calls import planned
+    from oellm_autoexp.services import calls
 
-    return planned(ref, config_dir, override or [], scheduler, scenario)
+    return calls.planned(ref, config_dir, override or [], scheduler, scenario)
 
 
 def plan(
@@ -51,7 +53,7 @@ def plan(
     """Check a config, expand its sweep, and write scripts and sweep.json."""
     from oellm_autoexp.services import plan as service
 
-    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
+    result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     if not dry_run:
         service.write(result, result.loaded.effects, leave=result.held)
     if as_json:
@@ -131,10 +133,20 @@ def submit(
     if dry_run:
         plan(config_ref, config_dir, override, local, fake, scenario, dry_run=True, as_json=as_json)
         return
+    from oellm_autoexp.services.daemon import behind
+
+    result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
+    hand_in(result, update=update, prune=prune, yes=yes, as_json=as_json, begin=behind if detach else None)
+
+
+def hand_in(
+    result: Any, *, update: bool, prune: bool, yes: bool, as_json: bool, begin: Callable[..., Any] | None
+) -> None:
+    """Submit a plan, and watch it; or have it watched by what `begin` starts."""
     from oellm_autoexp.services import submit as service
+    from oellm_autoexp.services.daemon import hand_over
     from oellm_autoexp.services.session import history, leader_of, replay
 
-    result = _planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     paths = result.loaded.paths
     done = service.preview(result, update=update, prune=prune)
     cost = service.to_confirm(result, done)
@@ -147,11 +159,11 @@ def submit(
         done, loop = service.submit(result, update=update, prune=prune, watch=progress.watch)
         if not as_json:
             progress.say(_reconciled(done, replay(paths) if loop is None else loop.session))
-        if detach:
-            leader = service.detach(paths, loop)
+        if begin is not None:
+            leader = hand_over(paths, loop, begin)
         elif loop is not None:
             lead(loop, progress, paths)
-    if loop is None and not detach:
+    if loop is None and begin is None:
         leader = leader_of(paths)
         if leader is not None:
             past = history(paths)
@@ -159,17 +171,30 @@ def submit(
             if not as_json:
                 typer.echo(f"Process {leader.pid} on {leader.host} leads this session and goes on with it.")
             return
-    if not detach or leader is None:
+    if begin is None or leader is None:
         finish(paths, as_json)
-    elif as_json:
-        answer = {"session": str(paths.state_dir), "host": leader.host, "pid": leader.pid}
-        typer.echo(json.dumps(answer))
     else:
-        typer.echo(
-            f"Process {leader.pid} on {leader.host} watches; its log is {paths.daemon_log}\n"
-            f"  look:       oellm-autoexp status {paths.state_dir}\n"
-            f"  end them:   oellm-autoexp cancel {paths.state_dir} --yes"
-        )
+        print_leader(paths, leader, as_json)
+
+
+def print_leader(paths: Any, leader: Any, as_json: bool) -> None:
+    """Say who watches now, and how to look."""
+    from oellm_autoexp.services import daemon
+    from oellm_autoexp.services.session import replay
+
+    shown = daemon.standing(paths, replay(paths), time.time())
+    if as_json:
+        answer = {"session": str(paths.state_dir), "host": leader.host, "pid": leader.pid, "tmux": shown.tmux}
+        typer.echo(json.dumps(answer))
+        return
+    where = f" in the tmux session {shown.tmux}" if shown.tmux else ""
+    typer.echo(f"Process {leader.pid} on {leader.host} watches{where}; its log is {paths.daemon_log}")
+    if shown.tmux:
+        typer.echo(f"  attach:     oellm-autoexp daemon attach {paths.state_dir}")
+    typer.echo(
+        f"  look:       oellm-autoexp status {paths.state_dir}\n"
+        f"  end them:   oellm-autoexp cancel {paths.state_dir} --yes"
+    )
 
 
 def _reconciled(done: Any, session: Any) -> str:

@@ -87,7 +87,7 @@ class Progress:
 
 
 def lead(loop: Any, progress: Progress, paths: Any) -> None:
-    """Run a loop to its end. Ctrl-C or SIGTERM leaves the jobs running, and says how to come back.
+    """Run a loop to its end. Ctrl-C, SIGTERM or `daemon stop` leaves the jobs running, and says how to go on.
 
     Raises:
         typer.Exit: 130, after Ctrl-C.
@@ -95,6 +95,8 @@ def lead(loop: Any, progress: Progress, paths: Any) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         loop.run(progress.on_tick)
+        if loop.session.stopped:
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
         loop.close()
         progress.stop()

@@ -72,6 +72,8 @@ class Session:
     nodes: NodeLedger = field(default_factory=NodeLedger)
     last_spawn_at: float | None = None
     ended: ev.SessionEnded | None = None
+    #: Nobody is to lead it until a person says so.
+    stopped: bool = False
 
     def apply(self, event: ev.Event) -> None:  # noqa: C901 - one case per event is the clearest form
         """Take one event in."""
@@ -98,6 +100,8 @@ class Session:
                 self.early_deaths.clear()
             case ev.CommandAnswered():
                 self.answered.add(event.command)
+                if event.ok and event.verb in ("stop", "start"):
+                    self.stopped = event.verb == "stop"
             case ev.NodesSuspected() | ev.NodesTrusted() | ev.NodesExcluded() | ev.NodesForgiven():
                 self.nodes.apply(event)
             case ev.JobAdded():

@@ -1,4 +1,4 @@
-"""What a person or another process tells the loop: cancel, retry, take a plan, exclude and forgive nodes."""
+"""What a person or another process tells the loop: cancel, retry, take a plan, exclude nodes, stop."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Commands:
                 return self._reconcile(args, now)
             if verb in ("exclude", "forgive"):
                 return self._nodes(verb, _names(args, "nodes"), str(args.get("why", "")), now)
+            if verb == "stop":
+                return True, "nobody leads this session until a person starts it again; its jobs go on"
         except (AutoexpError, KeyError, TypeError, ValueError) as error:
             return False, str(error)
         return False, f"this version does not know the command {verb!r}"

@@ -166,17 +166,21 @@ class Loop:
         """
         now = self._clock.now()
         try:
+            before = self.session.stopped
             commands = self._inbox(now)
-            facts = self._poll(now)
-            for job in self._agenda.due(now):
-                self._job(job, facts, now)
-                self._agenda.looked(job.spec.name, facts, now)
-            self._across(now)
+            told_to_stop = self.session.stopped and not before
+            if not told_to_stop:
+                facts = self._poll(now)
+                for job in self._agenda.due(now):
+                    self._job(job, facts, now)
+                    self._agenda.looked(job.spec.name, facts, now)
+                self._across(now)
             self._commit()
             for command in commands:
                 inbox.acknowledge(self._effects, command)
-            self._performer.perform(now + PERFORM_S)
-            self._commit()
+            if not told_to_stop:
+                self._performer.perform(now + PERFORM_S)
+                self._commit()
         except (StateError, OSError) as error:
             # Until what was decided is on disk, no effect may follow from it.
             self._trouble("journal", str(error))
@@ -359,16 +363,26 @@ class Loop:
             return False
         return session.all_ended or holds.halt(session) != ""
 
+    def start(self) -> None:
+        """Say that a person wants the session led; only what was stopped has to be told."""
+        if self.session.stopped:
+            now = self._clock.now()
+            text = "a person has it led again"
+            self.record(ev.CommandAnswered(at=now, command=f"start-{now}", verb="start", ok=True, text=text))
+
     def run(self, on_tick: Callable[[Session], None] = lambda _session: None) -> None:
-        """Tick until the session has come to its end.
+        """Tick until the session has come to its end, or somebody stops the loop (`session.stopped`).
 
         Raises:
             LeadershipLost: a newer leader exists; nothing more is done here.
         """
+        self.start()
         while True:
             recorded = self._recorded
             self.tick()
             on_tick(self.session)
+            if self.session.stopped and not self._journal.dirty:
+                return
             if self.finished and not inbox.pending(self._paths):
                 now = self._clock.now()
                 if self.session.ended is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -34,8 +33,6 @@ from oellm_autoexp.schedulers import processes
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
 
-#: The submitter's environment reaches a job without what belongs to another scheduler's job.
-_FOREIGN = re.compile(r"(SLURM|SBATCH|SQUEUE|SRUN|AUTOEXP)_")
 #: Most tasks of one submission: their words fit into one write that is all or nothing (PIPE_BUF, pipe(7)).
 _MAX_TASKS = min(1000, select.PIPE_BUF)
 #: How long a look-up waits for a process whose submitter has died to see that.
@@ -181,7 +178,7 @@ class LocalScheduler(SchedulerInterface):
         )
 
     def _environment(self, identity: str, task: Task) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+        environment = processes.own_environment()
         environment.update(task.environment)
         environment.update(
             AUTOEXP_TOKEN=identity.rpartition(".")[0],

@@ -1,16 +1,34 @@
-"""Processes of this machine: what they do, whose they are, and how to signal exactly one (proc(5))."""
+"""Processes of this machine: what they do, whose they are, and how to signal exactly one (proc(5)).
+
+Also what of our own environment a process that we start may see.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.journal import process_start
+
+#: What tells of a job that we may run in, and what sets options of Slurm's commands; where Slurm is stays.
+_FOREIGN = re.compile(
+    r"(?!SLURM_CONF$)(SLURMD?|SBATCH|SQUEUE|SRUN|SALLOC|SACCT|SCANCEL|SINFO|PMIX?|AUTOEXP)_"
+)
+
+
+def own_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for what is started here, whichever job or shell this process was started from.
+
+    `SLURM_CPU_BIND` of an outer job, for one, would bind every job that is submitted within it.
+    """
+    return {name: value for name, value in environ.items() if not _FOREIGN.match(name)}
 
 
 def argv(pid: int) -> list[bytes]:

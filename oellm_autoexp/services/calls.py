@@ -116,6 +116,7 @@ def submit_jobs(
         LeadershipLost: another process has taken the session over.
     """
     from oellm_autoexp.services import submit as service
+    from oellm_autoexp.services.daemon import hand_over
     from oellm_autoexp.services.session import Watch, replay
 
     result = config if isinstance(config, PlanResult) else planned(config, config_dir, overrides, scheduler)
@@ -129,7 +130,7 @@ def submit_jobs(
     paths = result.loaded.paths
     _, loop = service.submit(result, update=update, prune=prune, watch=Watch(on_event=on_event))
     if not wait:
-        service.detach(paths, loop)
+        hand_over(paths, loop)
     elif loop is not None:
         try:
             loop.run()

@@ -112,13 +112,10 @@ def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
         if len(known) == 1:
             return SessionPaths(Path(known[0].state_dir))
         raise UsageError("which session?", hint=f"name one: {', '.join(names) or 'none is known'}")
-    path = Path(reference)
-    for candidate in (path, path / STATE_DIR_NAME):
-        if (candidate / "monitor").is_dir():
-            return SessionPaths(candidate.resolve())
-    named = Registry().find(reference)
-    if named is not None and not named.gone:
-        return SessionPaths(Path(named.state_dir))
+    found = known_as(reference)
+    if found is not None:
+        return found
+    path, named = Path(reference), Registry().find(reference)
     if named is not None and path.suffix not in (".yaml", ".yml"):
         hint = "a session in another place is named by its directory"
         raise UsageError(f"the session {reference!r} is gone", where=named.state_dir, hint=hint)
@@ -129,6 +126,19 @@ def locate(reference: str | None, load: Callable[[str], Path]) -> SessionPaths:
         raise UsageError("nothing has been submitted from this config yet", where=reference)
     hint = did_you_mean(reference, names) or "`oellm-autoexp sessions` lists them"
     raise UsageError(f"there is no session {reference!r}", hint=hint)
+
+
+def known_as(reference: str) -> SessionPaths | None:
+    """The session that a state directory, an output directory or a name means; None: there is none.
+
+    Raises:
+        UsageError: several sessions have the name.
+    """
+    for candidate in (Path(reference), Path(reference) / STATE_DIR_NAME):
+        if (candidate / "monitor").is_dir():
+            return SessionPaths(candidate.resolve())
+    named = Registry().find(reference)
+    return None if named is None or named.gone else SessionPaths(Path(named.state_dir))
 
 
 def chosen(session: Session, wanted: Sequence[str]) -> list[Job]:
@@ -208,8 +218,9 @@ def lead(
     effects: Effects | None = None,
     clock: Clock | None = None,
     watch: Watch | None = None,
+    dead: journal.Leader | None = None,
 ) -> Loop:
-    """Take the lead of a session.
+    """Take the lead of a session; `dead` is a leader on another host that is known not to live.
 
     Raises:
         NotLeader: another process leads it.
@@ -224,6 +235,7 @@ def lead(
         monotonic=real.monotonic,
         wait=real.wait,
         on_wait=lambda leader: watch.warn(_waiting_for(leader)),
+        dead=dead,
     )
     session = Session()
     for event in history.events:
@@ -278,35 +290,47 @@ def _waiting_for(leader: journal.Leader) -> str:
 def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bool, str]:
     """Have a command carried out: by the leader, or by leading for one tick.
 
+    A leader on another host that shows no sign of life meanwhile is dead, and is taken over from.
+
     Raises:
         StateError: a leader exists and does not answer.
     """
     clock, effects = RealClock(), Effects.of(paths.state_dir)
-    if journal.leader_alive(paths) is not None:
-        follower = journal.Follower(paths)
+    follower = journal.Follower(paths)
+    leader = journal.leader_alive(paths)
+    if leader is not None:
         follower.new_events()
-        identity = inbox.drop(paths, effects, verb, args, now=clock.now())
-        answer = inbox.await_answer(
-            identity,
-            follower,
-            monotonic=clock.monotonic,
-            wait=clock.wait,
-            timeout_s=ANSWER_S,
-            still_led=lambda: journal.leader_alive(paths) is not None,
-        )
-        if answer is not None:
-            return answer.ok, answer.text
-        if journal.leader_alive(paths) is not None:
-            raise StateError(
-                f"the leader did not answer within {ANSWER_S:.0f} s",
-                where=str(paths.state_dir),
-                hint="the command stays in its inbox and is carried out when it is able to",
-            )
+    identity = inbox.drop(paths, effects, verb, args, now=clock.now())
+    if leader is None:
         return _led_command(paths, effects, identity)
-    return _led_command(paths, effects, inbox.drop(paths, effects, verb, args, now=clock.now()))
+    vigil = journal.Vigil(paths, clock.monotonic) if leader.alive_here() is None else None
+
+    def leads() -> bool:
+        found = journal.leader_alive(paths)
+        return found is not None and not (found == leader and vigil is not None and vigil.dead)
+
+    answer = inbox.await_answer(
+        identity,
+        follower,
+        monotonic=clock.monotonic,
+        wait=clock.wait,
+        timeout_s=ANSWER_S if vigil is None else ANSWER_S + journal.DEAD_AFTER_S,
+        still_led=leads,
+    )
+    if answer is not None:
+        return answer.ok, answer.text
+    if leads():
+        raise StateError(
+            f"the leader on host {leader.host} (pid {leader.pid}) did not answer within {ANSWER_S:.0f} s",
+            where=str(paths.state_dir),
+            hint="the command stays in its inbox and is carried out when it is able to",
+        )
+    return _led_command(paths, effects, identity, dead=leader)
 
 
-def _led_command(paths: SessionPaths, effects: Effects, identity: str) -> tuple[bool, str]:
+def _led_command(
+    paths: SessionPaths, effects: Effects, identity: str, dead: journal.Leader | None = None
+) -> tuple[bool, str]:
     """Lead for one tick, which takes the command from the inbox like any leader, and find its answer."""
     answers: list[ev.CommandAnswered] = []
 
@@ -314,7 +338,7 @@ def _led_command(paths: SessionPaths, effects: Effects, identity: str) -> tuple[
         if isinstance(event, ev.CommandAnswered) and event.command == identity:
             answers.append(event)
 
-    loop = lead(paths, effects=effects, watch=Watch(on_event=hear))
+    loop = lead(paths, effects=effects, watch=Watch(on_event=hear), dead=dead)
     try:
         loop.tick()
     finally:

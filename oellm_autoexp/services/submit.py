@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import sys
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.reconcile import Reconciled, reconcile
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
@@ -19,9 +16,6 @@ from oellm_autoexp.services.session import Watch, check_project, clock_of, comma
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry
-
-#: How long a loop in the background may take to begin, and how often it is looked for.
-DETACH_S, LOOK_S = 60.0, 0.05
 
 
 def preview(result: PlanResult, *, update: bool = False, prune: bool = False) -> Reconciled:
@@ -102,7 +96,10 @@ def submit(
         ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
         if not ok:
             raise StateError(text, where=str(paths.state_dir))
-        return done, None
+        if journal.leader_alive(paths) is not None or replay(paths).ended:
+            return done, None
+        # The leader has died meanwhile, or was found dead.
+        return done, lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
     loop = lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
     done = _reconciled(loop.session, result, opened, update=update, prune=prune)
     for event in done.events:
@@ -144,39 +141,3 @@ def _check_belongs(session: Session, result: PlanResult) -> None:
         hint = "give this config another base_output_dir or state_dir"
         where = str(result.loaded.paths.state_dir)
         raise UsageError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
-
-
-def detach(paths: SessionPaths, loop: Loop | None) -> journal.Leader | None:
-    """Have a process of its own lead the session, whatever becomes of this one and its terminal.
-
-    `loop` is handed over: what it has recorded is on disk before the other begins. None: a leader exists.
-    The answer is the leader, or None where there was so little to do that it has come to its end.
-
-    Raises:
-        StateError: the process did not come to lead; its log says why.
-    """
-    if loop is not None:
-        loop.close()
-    clock, effects = RealClock(), Effects.of(paths.state_dir)
-    argv = [sys.executable, "-m", "oellm_autoexp.cli.main", "monitor", str(paths.state_dir)]
-    started = clock.monotonic()
-    child = None
-    while True:
-        leader = journal.leader_alive(paths)
-        if leader is not None:
-            if child is not None:
-                child.returncode = 0  # Not waited for: it outlives this process.
-            return leader
-        if child is None:
-            child = effects.spawn(argv, env=os.environ, output=paths.daemon_log, private=True)
-        elif child.poll() is not None and not replay(paths).ended:
-            what = f"the loop in the background ended with exit code {child.returncode}"
-            raise StateError(
-                what, where=str(paths.daemon_log), hint=f"oellm-autoexp monitor {paths.state_dir}"
-            )
-        elif child.poll() is not None:
-            return None
-        if clock.monotonic() - started > DETACH_S:
-            what = f"the loop in the background did not begin within {DETACH_S:.0f} s"
-            raise StateError(what, where=str(paths.daemon_log), hint="look there; the jobs are not lost")
-        clock.wait(LOOK_S)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from oellm_autoexp.core.events import Event, encode
@@ -76,11 +76,13 @@ class Journal:
         monotonic: Callable[[], float],
         wait: Callable[[float], None],
         on_wait: Callable[[Leader], None] = lambda _leader: None,
+        dead: Leader | None = None,
     ) -> tuple[Journal, History]:
         """Take over from a dead or departed leader; the history is what counts from before.
 
         On another host a leader is given `DEAD_AFTER_S` to show a sign of life; `on_wait` is told first.
-        A process may take over from itself: the older journal is then fenced off like any other.
+        `dead` is one whom a `Vigil` has seen silent for that long already. A process may take over from
+        itself: the older journal is then fenced off like any other.
 
         Raises:
             NotLeader: another process leads, with host, pid and age.
@@ -89,7 +91,7 @@ class Journal:
         try:
             for directory in (paths.state_dir, paths.monitor, paths.journal, paths.inbox):
                 effects.mkdir(directory)
-            history = _after_departure(paths, now, monotonic, wait, on_wait)
+            history = _after_departure(paths, now, monotonic, wait, on_wait, dead)
             epoch = history.last_epoch + 1
             path = segment(paths, epoch)
             header = line_of(epoch, 0, now, HEADER, json.dumps(asdict(Leader.this_process(now))))
@@ -220,12 +222,58 @@ class Journal:
 # ---------------------------------------------------------------- taking over
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """The last sign of life that a leader has written. `at` is UTC epoch seconds by its own clock."""
+
+    epoch: int
+    counter: int
+    host: str
+    pid: int
+    at: float
+
+
+def heartbeat(paths: SessionPaths) -> Heartbeat | None:
+    """The last heartbeat of a session; None where there is none that can be read."""
+    try:
+        body = json.loads(paths.heartbeat.read_bytes())
+        return Heartbeat(**{name: body[name] for name in Heartbeat.__slots__})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Vigil:
+    """Watches for signs of life of a leader that cannot be seen from this host.
+
+    Clocks of two hosts may differ by anything, so only this one's own monotonic time counts.
+    """
+
+    def __init__(self, paths: SessionPaths, monotonic: Callable[[], float]) -> None:
+        self._paths, self._monotonic = paths, monotonic
+        self._since = self._looked = monotonic()
+        self._seen = _signs_of_life(paths)
+        #: It has shown a sign of life since the vigil began.
+        self.alive = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has been silent for `DEAD_AFTER_S`. Looks every few seconds at most."""
+        now = self._monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            signs = _signs_of_life(self._paths)
+            if signs != self._seen:
+                self._seen, self._since, self.alive = signs, now, True
+        return now - self._since >= DEAD_AFTER_S
+
+
 def _after_departure(
     paths: SessionPaths,
     now: float,
     monotonic: Callable[[], float],
     wait: Callable[[float], None],
     on_wait: Callable[[Leader], None],
+    dead: Leader | None,
 ) -> History:
     """The history, once its leader is known to be dead or gone.
 
@@ -234,7 +282,7 @@ def _after_departure(
     """
     history = read(paths)
     leader = history.leader
-    if leader is None or history.closed:
+    if leader is None or history.closed or leader == dead:
         return history
     alive = leader.alive_here()
     if alive and leader.pid != os.getpid():
@@ -242,14 +290,14 @@ def _after_departure(
     if alive is not None:
         return history
     on_wait(leader)
-    since, seen = monotonic(), _signs_of_life(paths)
-    while monotonic() - since < DEAD_AFTER_S:
-        wait(_LOOK_S)
-        if _signs_of_life(paths) != seen:
+    vigil = Vigil(paths, monotonic)
+    while not vigil.dead:
+        if vigil.alive:
             history = read(paths)
             if history.closed:
                 return history
             raise _led_by(history.leader or leader, paths, now)
+        wait(_LOOK_S)
     return history
 
 
@@ -292,10 +340,13 @@ def _settle(history: History, paths: SessionPaths, effects: Effects) -> bool:
 
 __all__ = [
     "Follower",
+    "Heartbeat",
     "History",
     "Journal",
     "Leader",
+    "Vigil",
     "boot_id",
+    "heartbeat",
     "leader_alive",
     "process_start",
     "read",
