@@ -167,35 +167,109 @@ def stop(session: SessionRef = None, as_json: AsJson = False) -> None:
     if as_json:
         _print(paths, state, as_json)
         return
-    typer.echo(
-        f"Process {leader.pid} on {leader.host} has ended"
-        if leader is not None
-        else "Nobody leads this session"
-    )
-    typer.echo(
-        f"{state.live} job(s) go on running. Start it again: oellm-autoexp daemon start {paths.state_dir}"
-    )
+    who = f"Process {leader.pid} on {leader.host} has ended" if leader is not None else "Nobody led it"
+    again = f"oellm-autoexp daemon start {paths.state_dir}"
+    typer.echo(f"{who}. {state.live} job(s) go on running. Start it again: {again}")
 
 
 def status(session: SessionRef = None, as_json: AsJson = False) -> None:
-    """Say who leads a session, where, and since when. Exit code 0: it is led, or needs nobody; 1: it is not."""
+    """Say who leads a session, where, and since when.
+
+    Exit code 0: it is led, or has ended; 1: nobody leads it, or a leader on another host is silent.
+    """
     paths, state = find_session(session)
     shown = _print(paths, state, as_json)
     raise typer.Exit(0 if shown.runs or shown.state == "ended" else 1)
 
 
+def install(
+    session: SessionRef = None,
+    cron: Annotated[bool, typer.Option("--cron", help="Lines in your crontab on this host.")] = False,
+    systemd: Annotated[bool, typer.Option("--systemd", help="A unit of your systemd on this host.")] = False,
+    in_job: Annotated[
+        bool, typer.Option("--in-job", help="A one-core Slurm job that the next one follows.")
+    ] = False,
+    sbatch: Annotated[
+        Optional[list[str]],
+        typer.Option("--sbatch", metavar="OPTION=VALUE", help="With --in-job: partition=serial; repeat it."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have the loop come back after a reboot. Installing it twice changes nothing."""
+    from oellm_autoexp.services import install as service
+    from oellm_autoexp.store.effects import Effects
+
+    asked = [kind for kind, on in zip(service.KINDS, (cron, systemd, in_job), strict=True) if on]
+    if len(asked) != 1:
+        raise UsageError("choose one of --cron, --systemd and --in-job", hint="--dry-run shows what it does")
+    if sbatch and not in_job:
+        raise UsageError("--sbatch is for --in-job")
+    paths, state = find_session(session)
+    if not state.jobs:
+        raise UsageError("nothing has been submitted here yet", where=str(paths.state_dir))
+    done = service.install(asked[0], paths, state, Effects(), options=_options(sbatch or []), dry_run=dry_run)
+    if as_json:
+        files = {str(path): text for path, text in done.files.items()}
+        row = {"kind": done.kind, "files": files, "said": done.said, "left": done.left, "dry_run": dry_run}
+        typer.echo(json.dumps(row, indent=2))
+        return
+    if dry_run:
+        for path, text in done.files.items():
+            typer.echo(f"--- {path}\n{text}", nl=False)
+        typer.echo("Nothing was written.")
+        return
+    typer.echo("\n".join(done.said))
+    if done.left:
+        typer.echo("Left for you to do:\n" + "\n".join(f"  {command}" for command in done.left))
+
+
+def _options(words: list[str]) -> dict[str, str | bool]:
+    """Options of sbatch(1) as they were typed: `partition=serial`, `exclusive`."""
+    found: dict[str, str | bool] = {}
+    for word in words:
+        key, sign, value = word.lstrip("-").partition("=")
+        if not key.replace("-", "").isalnum() or not value.isprintable():
+            raise UsageError(f"{word!r} is no OPTION=VALUE", where="--sbatch")
+        found[key] = value if sign else True
+    return found
+
+
+def uninstall(
+    session: SessionRef = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what `install` has installed for a session, and nothing else. Its jobs go on."""
+    from oellm_autoexp.services import install as service
+    from oellm_autoexp.store.effects import Effects
+
+    paths, state = find_session(session)
+    found = service.uninstall(paths, state, Effects(), dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps({"removed": list(found), "dry_run": dry_run}, indent=2))
+        return
+    verb = "would be removed" if dry_run else "removed"
+    typer.echo("\n".join(f"{verb}: {what}" for what in found) or "Nothing is installed for this session.")
+
+
 def _print(paths: Any, state: Any, as_json: bool) -> Any:
     from oellm_autoexp.services import daemon as service
+    from oellm_autoexp.services.install import installed
+    from oellm_autoexp.store.effects import Effects
 
     shown = service.standing(paths, state, time.time())
+    ways = installed(paths, state, Effects())
     if as_json:
-        typer.echo(json.dumps(_row(shown, paths), indent=2))
-    else:
-        typer.echo(_sentence(shown, paths))
+        typer.echo(json.dumps(_row(shown, paths, ways), indent=2))
+        return shown
+    typer.echo(_sentence(shown, paths))
+    if ways:
+        typer.echo(f"It comes back by {', '.join(ways)}")
     return shown
 
 
-def _row(shown: Any, paths: Any) -> dict[str, Any]:
+def _row(shown: Any, paths: Any, ways: list[str]) -> dict[str, Any]:
     leader = shown.leader
     return {
         "session": str(paths.state_dir),
@@ -206,6 +280,7 @@ def _row(shown: Any, paths: Any) -> dict[str, Any]:
         "heartbeat_age_s": shown.heartbeat_age_s,
         "tmux": shown.tmux or None,
         "log": str(paths.daemon_log),
+        "comes_back_by": ways,
     }
 
 
@@ -228,7 +303,7 @@ def _sentence(shown: Any, paths: Any) -> str:
     text = ", ".join(parts)
     if shown.state == "silent":
         text += (
-            f"\nIt is probably dead, which cannot be seen from here. `{again}` watches for a sign of life for "
-            "two minutes, and takes over where there is none"
+            f"\nIt is probably dead, which cannot be told from here. `{again}` waits two minutes "
+            "for a sign of life, and takes over where there is none"
         )
     return text

@@ -79,6 +79,11 @@ DAEMON_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (daemon.attach, ["daemon attach outputs"]),
     (daemon.status, ["daemon status outputs", "daemon status outputs --json"]),
     (daemon.stop, ["daemon stop outputs"]),
+    (
+        daemon.install,
+        ["daemon install outputs --cron", "daemon install outputs --in-job --sbatch partition=serial"],
+    ),
+    (daemon.uninstall, ["daemon uninstall outputs"]),
     (daemon.run, ["daemon run outputs"]),
 )
 #: What leaves its work undone when nobody reads its output any more.

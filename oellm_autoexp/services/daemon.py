@@ -1,6 +1,6 @@
 """The loop where people live: started in tmux or behind the terminal, found, stopped.
 
-Nothing here is remembered: who leads is what the journal says, a tmux session has a name that follows from the
+Nothing is remembered here: who leads is what the journal says, the name of a tmux session follows from the
 state directory, and that nobody is to lead is a command that the journal has answered.
 """
 
@@ -13,10 +13,9 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
 from typing import Literal, Protocol
 
 from oellm_autoexp.core.layout import SessionPaths
@@ -26,7 +25,7 @@ from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.services import inherit
 from oellm_autoexp.services.session import ANSWER_S, command, replay
 from oellm_autoexp.store import journal
-from oellm_autoexp.store.effects import Effects, Ran
+from oellm_autoexp.store.effects import Child, Effects, Ran
 
 #: How long a loop in the background may take to begin, and how often it is looked for.
 START_S, LOOK_S = 60.0, 0.05
@@ -121,7 +120,7 @@ class Begun(Protocol):
 
 
 class _Process:
-    def __init__(self, child: Popen[bytes]) -> None:
+    def __init__(self, child: Child) -> None:
         self._child = child
 
     def ended(self) -> str:
@@ -256,7 +255,7 @@ def stop(paths: SessionPaths, warn: Callable[[str], None] = lambda _text: None) 
     return leader
 
 
-def attaching(name: str) -> Sequence[str]:
+def attaching(name: str) -> list[str]:
     """The argv that brings a tmux session to this terminal."""
     # One tmux within another is refused; its client can show the other session instead.
     verb = "switch-client" if os.environ.get("TMUX") else "attach-session"

@@ -1,7 +1,7 @@
 """Run a command in the environment of another process: `python3 -I inherit.py PID COMMAND [ARGUMENT…]`.
 
-A tmux server starts what it runs in its own environment, which is that of whoever started the server, long ago
-perhaps. Variables may hold secrets, so they must be neither in an argv, which everybody can read, nor in a file.
+A tmux server starts what it runs in its own environment: that of whoever started it, long ago perhaps.
+Variables may hold secrets, so they must be neither in an argv, which everybody can read, nor in a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def environment_of(pid: int) -> dict[bytes, bytes]:
         OSError: there is no such process, or it cannot be looked at.
     """
     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return dict(word.split(b"=", 1) for word in words if b"=" in word)  # type: ignore[misc]
+    pairs = (word.partition(b"=") for word in words if word)
+    return {name: value for name, _, value in pairs}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+Child = subprocess.Popen[bytes]
+
+
 class Ran(NamedTuple):
     """How a command ended. `status`: its exit status, negative for a signal, None where its time was up."""
 
@@ -294,10 +297,18 @@ class Effects:
                 close_fds=True,
             )
 
-    def run(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None, timeout_s: float) -> Ran:
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None,
+        timeout_s: float,
+        errors: str = "replace",
+    ) -> Ran:
         """Run a command to its end, which comes after `timeout_s` at the latest, and with this process's.
 
-        It has a session of its own, so that Ctrl-C does not reach it.
+        It has a session of its own, so that Ctrl-C does not reach it. `errors`: as of `bytes.decode`.
 
         Raises:
             OSError: it cannot be started.
@@ -322,16 +333,16 @@ class Effects:
             )
             with child:
                 try:
-                    output, errors = child.communicate(timeout=timeout_s)
+                    output, said = child.communicate(timeout=timeout_s)
                     status: int | None = child.returncode
                 except subprocess.TimeoutExpired:
                     child.kill()
-                    output, errors = child.communicate()
+                    output, said = child.communicate()
                     status = None
                 except BaseException:
                     child.kill()
                     raise
-        return Ran(status, output.decode(errors="replace"), errors.decode(errors="replace"))
+        return Ran(status, output.decode(errors=errors), said.decode(errors=errors))
 
     def symlink(self, path: Path, target: str) -> None:
         """A symbolic link at `path`; one that is there already is replaced."""

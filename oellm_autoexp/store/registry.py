@@ -52,6 +52,11 @@ class Registry:
         home = state_home(environ)
         self.directory = home / "sessions" if home is not None else None
 
+    @property
+    def home(self) -> Path | None:
+        """Where else this program keeps things of this user; None: there is no home directory."""
+        return None if self.directory is None else self.directory.parent
+
     def register(self, effects: Effects, entry: Entry) -> bool:
         """Remember a session; False when the home cannot be written."""
         if self.directory is None:

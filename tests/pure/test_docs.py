@@ -82,9 +82,12 @@ def commands() -> Iterator[Any]:
 @pytest.mark.parametrize("line", list(commands()))
 def test_every_command_can_be_typed(line: str) -> None:
     """The command exists and takes these options and so many arguments."""
-    words = shlex.split(line, comments=True)[1:]
-    group = typer.main.get_command(app)
-    with typer.Context(group) as context:
-        command = group.get_command(context, words[0])  # type: ignore[attr-defined]
-        assert command is not None, f"there is no command {words[0]}"
-        command.make_context(words[0], [word for word in words[1:] if word != "…"])
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "…"]
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "get_command") and not words[0].startswith("-"):
+        with typer.Context(command) as context:
+            inner = command.get_command(context, words[0])
+        assert inner is not None, f"there is no command {words[0]}"
+        command = inner
+        del words[0]
+    command.make_context("", words)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import Cli, Done, Running, until
 
-from oellm_autoexp.cli.main import COMMANDS
+from oellm_autoexp.cli.main import COMMANDS, DAEMON_COMMANDS
 
 CONFIG = """\
 project: {name: rd, base_output_dir: ./outputs}
@@ -111,10 +111,14 @@ def test_plan_says_what_it_wrote(tmp_path: Path, cli: Cli) -> None:
     assert f"Written: {tmp_path}/outputs/scripts\nWritten: {tmp_path}/outputs/sweep.json\n" in shown
 
 
-@pytest.mark.parametrize("command", [command.__name__ for command, _ in COMMANDS])
+@pytest.mark.parametrize(
+    "command",
+    [command.__name__ for command, _ in COMMANDS]
+    + [f"daemon {command.__name__}" for command, _ in DAEMON_COMMANDS],
+)
 def test_the_help_of_a_command_has_examples(cli: Cli, command: str) -> None:
     """Each can be typed as it stands, and the meaning of exit codes is one word away."""
-    shown = cli.within(command, "--help").stdout
+    shown = cli.within(*command.split(), "--help").stdout
     assert f"\n    oellm-autoexp {command}" in shown and "Exit codes: oellm-autoexp --help" in shown
 
 
