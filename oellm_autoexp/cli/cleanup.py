@@ -85,29 +85,17 @@ def _row(each: Any) -> dict[str, Any]:
 
 
 def _line(each: Any, logs: bool) -> str:
+    from oellm_autoexp.services.space import size
+
     head = f"{each.name or '(no name)'}  {each.paths.state_dir}"
     if each.refused:
         return f"{head}\n  stays: {each.refused}"
     if each.gone:
         return f"{head}\n  only its name is left"
     states = ", ".join(f"{number} {state}" for state, number in each.states.items())
-    parts = [f"state {_bytes(each.state_bytes)}", f"{len(each.scripts)} scripts {_bytes(each.scripts.total)}"]
+    parts = [f"state {size(each.state_bytes)}", f"{len(each.scripts)} scripts {size(each.scripts.total)}"]
     stay = "" if logs or not each.logs else " (stay without --logs)"
-    parts.append(f"{len(each.logs)} logs {_bytes(each.logs.total)}{stay}")
+    parts.append(f"{len(each.logs)} logs {size(each.logs.total)}{stay}")
     if each.changed:
         parts.append(f"{len(each.changed)} scripts that are not as we wrote them stay")
     return f"{head}\n  {states}; {', '.join(parts)}"
-
-
-def _bytes(number: int) -> str:
-    """A size for people.
-
-    >>> _bytes(999), _bytes(1_234_567)
-    ('999 B', '1.2 MB')
-    """
-    size = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -54,6 +54,7 @@ def plan(
     from oellm_autoexp.services import plan as service
 
     result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
+    _warn(service.unused_in_shell(result.loaded))
     if not dry_run:
         service.write(result, result.loaded.effects, leave=result.held)
     if as_json:
@@ -97,6 +98,11 @@ def _describe(result: Any) -> None:
         details = ", ".join(f"{key}={'null' if value is None else value}" for key, value in config.items())
         words = [str(policy.config.get("class_name")), details, f"({origin})"]
         typer.echo(f"  {policy.mode:20} {' '.join(word for word in words if word)}")
+
+
+def _warn(texts: list[str]) -> None:
+    for text in texts:
+        typer.echo(f"warning: {text}", err=True)
 
 
 def _many(number: int, what: str) -> str:
@@ -145,10 +151,13 @@ def hand_in(
     """Submit a plan, and watch it; or have it watched by what `begin` starts."""
     from oellm_autoexp.services import submit as service
     from oellm_autoexp.services.daemon import hand_over
+    from oellm_autoexp.services.plan import unused_in_shell
     from oellm_autoexp.services.session import history, leader_of, replay
 
     paths = result.loaded.paths
     done = service.preview(result, update=update, prune=prune)
+    _warn(unused_in_shell(result.loaded))
+    _warn(service.check_room(result, done))
     cost = service.to_confirm(result, done)
     if cost:
         confirm(f"{len(done.added)} new jobs may use {cost}. Submit them?", yes)

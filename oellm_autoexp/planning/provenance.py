@@ -20,13 +20,19 @@ _REDACTED = "(secret)"
 
 
 def provenance(
-    config: Mapping[str, Any], *, overrides: Sequence[str] = (), directory: Path | None = None
+    config: Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    directory: Path | None = None,
+    unused: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A JSON object that says what was planned from. The same inputs give the same object.
 
-    `config` is the resolved config, `directory` where the code is looked for (None: not looked for).
+    `config` is the resolved config, `directory` where the code is looked for (None: not looked for), `unused`
+    are variables of the shell that somebody may have meant for the jobs.
     """
     return {
+        **({"unused": redacted(unused)} if unused else {}),
         "config": redacted(config),
         "overrides": [redacted_override(text) for text in overrides],
         "git": git_state(directory) if directory is not None else {},

@@ -102,6 +102,35 @@ def literal_path(path: str) -> str:
     return path.replace("%", "%%")
 
 
+#: Variables of sbatch(1) that are not named after their option.
+_VARIABLES = {
+    "ARRAY_INX": "array",
+    "CPU_FREQ_REQ": "cpu-freq",
+    "DEBUG": "verbose",
+    "MEM_PER_NODE": "mem",
+    "REQ_SWITCH": "switches",
+    "TIMELIMIT": "time",
+    "WAIT4SWITCH": "switches",
+}
+
+
+def options_of_shell(environ: Mapping[str, str]) -> dict[str, str]:
+    """What variables `SBATCH_…` would set for each job that is submitted: the option, by the variable's name.
+
+    To sbatch(1) they count more than the directives of a script.
+
+    >>> options_of_shell({"SBATCH_TIMELIMIT": "1:00", "SBATCH_EXCLUSIVE": "", "HOME": "/root"})
+    {'SBATCH_EXCLUSIVE': '--exclusive', 'SBATCH_TIMELIMIT': '--time=1:00'}
+    """
+    found = {}
+    for variable in sorted(environ):
+        start, _, name = variable.partition("_")
+        if start == "SBATCH" and name:
+            option = "--" + _VARIABLES.get(name, name.lower().replace("_", "-"))
+            found[variable] = f"{option}={environ[variable]}" if environ[variable] else option
+    return found
+
+
 def _options(given: Mapping[str, tuple[str, Any]]) -> Iterator[str]:
     for name, (key, value) in given.items():
         start = f"-{name}" if len(name) == 1 else f"--{name}"

@@ -121,6 +121,7 @@ def submit_jobs(
 
     result = config if isinstance(config, PlanResult) else planned(config, config_dir, overrides, scheduler)
     done = service.preview(result, update=update, prune=prune)
+    service.check_room(result, done)
     cost = service.to_confirm(result, done)
     if not yes and cost:
         raise UsageError(f"{len(done.added)} new jobs may use {cost}", hint="pass yes=True to submit them")

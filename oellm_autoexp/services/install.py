@@ -235,7 +235,8 @@ def _set_crontab(text: str, place: Place, effects: Effects) -> None:
     file = place.script.with_suffix(".crontab")
     effects.write(file, text.encode(errors="surrogateescape"))
     try:
-        _expect(_run(effects, "crontab", str(file)), "crontab")
+        # Not as an argument: Debian's crontab(1) cuts the name of a file off behind 100 bytes.
+        _expect(_run(effects, "sh", "-c", 'exec crontab - < "$1"', "sh", str(file)), "crontab")
     finally:
         effects.unlink(file)
 

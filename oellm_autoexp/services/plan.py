@@ -18,11 +18,12 @@ from oellm_autoexp.core.layout import REHEARSAL_DIR_NAME, SessionPaths, default_
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.planning import plan as planning
 from oellm_autoexp.planning.plan import PlannedJob
-from oellm_autoexp.planning.provenance import provenance, redacted_override
+from oellm_autoexp.planning.provenance import provenance, redacted, redacted_override
 from oellm_autoexp.planning.resources import Totals, totals
 from oellm_autoexp.planning.sweep_json import sweep_json
 from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicyConfig, in_force
 from oellm_autoexp.rendering import guard
+from oellm_autoexp.schedulers import slurm_text
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.schedulers.slurm import SlurmClient
 from oellm_autoexp.services import plugins
@@ -259,8 +260,23 @@ def _constant(composed: compose.Composed, section: str, only: Collection[str] = 
 
 def provenance_of(loaded: Loaded) -> dict[str, Any]:
     """What the plan is made from; the git state is that of the directory where commands run."""
+    unused = {name: os.environ[name] for name in _unused(loaded)}
     overrides = loaded.composed.overrides
-    return provenance(loaded.composed.shown, overrides=overrides, directory=loaded.cwd)
+    return provenance(loaded.composed.shown, overrides=overrides, directory=loaded.cwd, unused=unused)
+
+
+def _unused(loaded: Loaded) -> Mapping[str, str]:
+    is_slurm = isinstance(loaded.scheduler, SlurmClient)
+    return slurm_text.options_of_shell(os.environ) if is_slurm else {}
+
+
+def unused_in_shell(loaded: Loaded) -> list[str]:
+    """What this shell would have sbatch(1) do to every job, and what is not done: a plan is its config's."""
+    return [
+        f"{name} is set in this shell and is not used: it would give every job {redacted(option, name)}; "
+        "what jobs need stands in the config (slurm.sbatch)"
+        for name, option in _unused(loaded).items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.reconcile import Reconciled, reconcile
@@ -11,6 +12,7 @@ from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
+from oellm_autoexp.services import space
 from oellm_autoexp.services.plan import PlanResult, provenance_of, require_group, require_submitting, write
 from oellm_autoexp.services.session import Watch, check_project, clock_of, command, lead, replay
 from oellm_autoexp.store import journal
@@ -36,6 +38,19 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
         hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
         raise ConfigError(*faults, Fault(what="nothing was submitted", hint=hint))
     return done
+
+
+def check_room(result: PlanResult, done: Reconciled) -> list[str]:
+    """Warnings where the new jobs would leave little room on a disk or of a quota.
+
+    Raises:
+        StateError: there is no room for their state.
+    """
+    if not done.added:
+        return []
+    loaded = result.loaded
+    written = {Path(path).parent for job in result.jobs for path in (job.spec.script_path, job.spec.log_path)}
+    return space.check([loaded.paths.state_dir, loaded.base_output_dir, *sorted(written)], len(done.added))
 
 
 def to_confirm(result: PlanResult, done: Reconciled) -> str:
