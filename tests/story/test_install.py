@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -207,8 +209,8 @@ class Chain:
             "MINE": "kept",
         }
         argv = ["bash", str(self.root / "job.sbatch")]
-        # A pipe ends with the test: what waits for it does, too.
-        return subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE)
+        self.job = subprocess.Popen(argv, env=environment, start_new_session=True)
+        return self.job
 
     def asked(self) -> list[str]:
         path = self.root / "asked"
@@ -220,8 +222,13 @@ class Chain:
 
 
 @pytest.fixture
-def chain(tmp_path: Path) -> Chain:
-    return Chain(tmp_path)
+def chain(tmp_path: Path) -> Iterator[Chain]:
+    chain = Chain(tmp_path)
+    yield chain
+    # As Slurm does with what a job leaves behind.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(chain.job.pid, signal.SIGKILL)
+    chain.job.wait()
 
 
 @pytest.fixture
@@ -256,11 +263,8 @@ def test_a_job_whose_loop_fails_waits_before_it_tries_again(
     tmp_path: Path, chain: Chain, ready: Callable[[], bool]
 ) -> None:
     """Another one may lead: there is nothing to be gained by asking at once, nor by the next job."""
-    put(
-        tmp_path / "bin",
-        "sleep",
-        f'#!/bin/sh\necho "$1" > {tmp_path}/rest; touch {tmp_path}/ready; exec cat\n',
-    )
+    note = f'echo "$1" > {tmp_path}/rest; touch {tmp_path}/ready'
+    put(tmp_path / "bin", "sleep", f'#!/bin/sh\n{note}; exec /bin/sleep "$1"\n')
     job = chain.start("exit 3")
     until(ready, "it waits")
     assert (tmp_path / "rest").read_text() == f"{supervisors.AGAIN_S}\n"
