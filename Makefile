@@ -30,7 +30,8 @@ demo-picture: $(VENV)/core.done  ## draw docs/demo.svg from a finished demo
 
 # ---------------------------------------------------------------- checks
 
-test: $(VENV)/dev.done  ## run the tests
+test: $(VENV)/dev.done  ## run the tests (needs tmux)
+	@bash scripts/check_machine.sh $(PYTHON) tmux
 	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev.done  ## ruff: mistakes and format

@@ -1,9 +1,11 @@
 #!/bin/bash
-# Says what this machine lacks for `make demo` and `make test`, and how to get it.  Usage: check_machine.sh [PYTHON]
+# Says what this machine lacks, and how to get it.  Usage: check_machine.sh [PYTHON [PROGRAM…]]
 set -u
 python=${1:-python3}
 missing=()
-command -v git >/dev/null || missing+=(git)
+for program in git "${@:2}"; do
+  command -v "$program" >/dev/null || missing+=("$program")
+done
 if ! command -v "$python" >/dev/null; then
   missing+=(python3 python3-venv)
 elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then

@@ -184,3 +184,12 @@ def test_a_value_is_asked_for_once_an_interval_and_never_waited_for() -> None:
     assert value(103.0) is Gate.UNKNOWN
     assert value(104.0, CLOSED) is Gate.UNKNOWN  # another check: nothing is known of it
     assert len(later.asked) == 3
+
+
+def test_a_condition_does_not_see_the_job_that_the_loop_runs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Slurm is stays known: a condition may ask it."""
+    for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SLURM_CPU_BIND", "AUTOEXP_ATTEMPT"):
+        monkeypatch.setenv(name, "outer")
+    monkeypatch.setenv("SLURM_CONF", "/here")
+    seen = CommandCheck(command='[ "$(env | grep -c outer)" = 0 ] && [ "$SLURM_CONF" = /here ]')
+    assert evaluate(seen, Effects())[0] is Gate.OPEN

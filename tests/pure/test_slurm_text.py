@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from oellm_autoexp.errors import ConfigError
-from oellm_autoexp.schedulers.slurm_text import directives
+from oellm_autoexp.schedulers.slurm_text import directives, options_of_shell
 
 
 def test_options_become_directives_and_overrides_win() -> None:
@@ -42,3 +42,24 @@ def test_what_is_not_one_line_is_refused(slurm: dict[str, Any], key: str) -> Non
     """A value cannot bring commands of its own into the script."""
     with pytest.raises(ConfigError, match=key):
         directives("job", slurm)
+
+
+def test_what_a_shell_would_have_sbatch_do_is_named() -> None:
+    """By the names of sbatch(1), which are not always those of its options."""
+    shell = {
+        "SBATCH_TIMELIMIT": "1:00",
+        "SBATCH_EXCLUSIVE": "",
+        "SBATCH_GPUS_PER_NODE": "a100:4",
+        "SBATCH_MEM_PER_NODE": "4G",
+        "SBATCH_ARRAY_INX": "1-3",
+        "SBATCH_": "x",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "MY_SBATCH_QOS": "x",
+    }
+    assert options_of_shell(shell) == {
+        "SBATCH_ARRAY_INX": "--array=1-3",
+        "SBATCH_EXCLUSIVE": "--exclusive",
+        "SBATCH_GPUS_PER_NODE": "--gpus-per-node=a100:4",
+        "SBATCH_MEM_PER_NODE": "--mem=4G",
+        "SBATCH_TIMELIMIT": "--time=1:00",
+    }

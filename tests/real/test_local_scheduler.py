@@ -383,9 +383,11 @@ def test_variables_of_another_job_do_not_reach_this_one(
     """A daemon inside a Slurm job or inside an attempt does not hand on whose job it is."""
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("AUTOEXP_DEADLINE", "7")
+    monkeypatch.setenv("PMI_RANK", "3")
+    monkeypatch.setenv("SLURM_CONF", "/here")
     monkeypatch.setenv("MINE", "kept")
-    house.ended(house.submit('echo "$SLURM_JOB_ID,$AUTOEXP_DEADLINE,$MINE"'))
-    assert house.log() == ",,kept\n"
+    house.ended(house.submit('echo "$SLURM_JOB_ID,$AUTOEXP_DEADLINE,$PMI_RANK,$SLURM_CONF,$MINE"'))
+    assert house.log() == ",,,/here,kept\n"
 
 
 def test_impossible_settings_are_refused() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from commands import Cli
 
+from oellm_autoexp.services import plan, space
+from oellm_autoexp.services.space import Room
+
 CONFIG = """\
 project: {name: tiny, base_output_dir: ./outputs}
 backend:
@@ -96,3 +99,46 @@ def test_a_mistake_is_refused_before_anything_is_written(tmp_path: Path, refusal
     assert len(done.stderr.splitlines()) <= 2
     assert [path.name for path in home.iterdir()] == ["sweep.yaml"]
     assert not (tmp_path / "state").exists()
+
+
+def test_what_the_shell_would_tell_sbatch_is_named_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not used, since a plan is its config's; on this machine it means nothing."""
+    (tmp_path / "sweep.yaml").write_text(CONFIG)
+    cli = Cli(tmp_path, SBATCH_TIMELIMIT="1:00", SBATCH_MY_TOKEN="hidden")
+    planned = cli.within("plan", "sweep.yaml", "--dry-run", "-o", "scheduler.class_name=slurm")
+    assert planned.returncode == 0
+    assert "SBATCH_TIMELIMIT is set in this shell and is not used" in planned.stderr
+    assert "--time=1:00" in planned.stderr and "slurm.sbatch" in planned.stderr
+    assert "hidden" not in planned.stderr
+    assert "SBATCH" not in cli.within("plan", "sweep.yaml", "--dry-run", "--local").stderr
+    for name, value in cli.variables.items():
+        monkeypatch.setenv(name, value)
+    for scheduler, recorded in (
+        ("slurm", {"SBATCH_TIMELIMIT": "1:00", "SBATCH_MY_TOKEN": "(secret)"}),
+        ("local", None),
+    ):
+        loaded = plan.load(str(tmp_path / "sweep.yaml"), scheduler=scheduler)
+        assert plan.provenance_of(loaded).get("unused") == recorded
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with little room is a warning; what is done already needs none."""
+    (tmp_path / "sweep.yaml").write_text(CONFIG.replace("[python, train.py", "['true'"))
+    left = 1024**2
+    monkeypatch.setattr(space, "rooms", lambda place: [Room(where=str(place), what="disk", bytes_free=left)])
+    cli = Cli(tmp_path)
+    refused = cli.within("submit", "sweep.yaml", "--local")
+    assert refused.returncode == 3
+    assert f"{tmp_path}: disk leaves room for 1.0 MB; 2 new jobs need 16.9 MB" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+    left = 100 * 1024**2
+    done = cli.within("submit", "sweep.yaml", "--local")
+    assert done.returncode == 0
+    assert f"warning: {tmp_path}: disk leaves room for 104.9 MB" in done.stderr
+    left = 0
+    again = cli.within("submit", "sweep.yaml", "--local")
+    assert again.returncode == 0 and not again.stderr
