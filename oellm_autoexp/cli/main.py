@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from oellm_autoexp import __version__
-from oellm_autoexp.cli import cleanup, daemon, init, log_watch, look, nodes, rehearse, report, steer, submit
+from oellm_autoexp.cli import (
+    cleanup,
+    daemon,
+    doctor,
+    init,
+    log_watch,
+    look,
+    nodes,
+    rehearse,
+    report,
+    steer,
+    submit,
+)
 from oellm_autoexp.cli.watching import to_nobody
 from oellm_autoexp.errors import AutoexpError
 
@@ -72,6 +84,7 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     ),
     (look.sessions, ["sessions", "sessions --json"]),
     (cleanup.cleanup, ["cleanup", "cleanup --yes"]),
+    (doctor.doctor, ["doctor", "doctor sweep.yaml", "doctor sweep.yaml --json"]),
 )
 #: The same of `daemon`.
 DAEMON_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (

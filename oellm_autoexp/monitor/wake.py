@@ -55,7 +55,7 @@ class Alarm:
             if directory in self._watched or not directory.is_dir():
                 continue
             self._watched.add(directory)
-            if file_system(directory, _mounts()) not in LOCAL:
+            if file_system(directory, mounts()) not in LOCAL:
                 continue
             # inotify(7): a user has only so many instances and watches; without them it goes on as before.
             with contextlib.suppress(OSError):
@@ -116,7 +116,8 @@ def file_system(path: Path, mounts: str) -> str:
     return kind
 
 
-def _mounts() -> str:
+def mounts() -> str:
+    """The text of /proc/self/mountinfo; "" where there is none."""
     try:
         return Path("/proc/self/mountinfo").read_text()
     except OSError:

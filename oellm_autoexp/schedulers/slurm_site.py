@@ -178,8 +178,6 @@ def associations(text: str) -> tuple[Association, ...]:
         if len(fields) == 4 and fields[0]:
             account, partition, qos, most = fields
             found.append(
-                Association(
-                    account=account, partition=partition, qos=_names(qos), max_submit=number(most)
-                )
+                Association(account=account, partition=partition, qos=_names(qos), max_submit=number(most))
             )
     return tuple(found)
