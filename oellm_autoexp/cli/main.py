@@ -12,6 +12,7 @@ import typer
 
 from oellm_autoexp import __version__
 from oellm_autoexp.cli import (
+    adopt,
     cleanup,
     daemon,
     doctor,
@@ -68,6 +69,10 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         log_watch.monitor,
         ["monitor outputs", "monitor sweep.yaml --log train=train.out --action convert='python c.py {path}'"],
     ),
+    (
+        adopt.adopt,
+        ["adopt 4711 --log slurm-4711.out", "adopt 4711_3 --log train.out --config sweep.yaml --name tiny_3"],
+    ),
     (look.status, ["status outputs", "status outputs --columns lr,loss --sort loss --format csv"]),
     (look.show, ["show outputs tiny_lr0.001_seed0"]),
     (look.logs, ["logs outputs tiny_lr0.001_seed0 -f"]),
@@ -100,7 +105,7 @@ DAEMON_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (daemon.run, ["daemon run outputs"]),
 )
 #: What leaves its work undone when nobody reads its output any more.
-WATCHING = (submit.submit, log_watch.monitor, daemon.run)
+WATCHING = (submit.submit, log_watch.monitor, daemon.run, adopt.adopt)
 
 
 def _outlives_its_reader(command: Callable[..., None]) -> Callable[..., None]:

@@ -23,6 +23,7 @@ from oellm_autoexp.core.model import (
     Stop,
 )
 from oellm_autoexp.core.script import ScriptRequest as ScriptRequest
+from oellm_autoexp.errors import UsageError
 
 P = TypeVar("P")
 
@@ -153,6 +154,17 @@ class SchedulerInterface(Plugin):
     def prepare(self) -> None:
         """Learn what the scheduler can do, before the first turn; what is not answered is asked later."""
         return
+
+    def identify(self, identity: str) -> SchedulerRef | None:  # noqa: ARG002 - for those that can
+        """The reference of a job that somebody else has submitted, by the id that people know; None: unknown.
+
+        It has no token: cluster, id and time of submission tell it from others.
+
+        Raises:
+            SchedulerUnavailable: no answer.
+            UsageError: this scheduler knows only what was submitted from here.
+        """
+        raise UsageError(f"{type(self).__name__} knows only what was submitted from here")
 
     @abstractmethod
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:

@@ -94,12 +94,12 @@ def reconcile(
         rules=tuple(new_rules),
         changed=changed,
         missing=tuple(job.spec.name for job in missing),
-        events=() if refused else (*_opening(session, opened), *fresh, *out),
+        events=() if refused else (*opening(session, opened), *fresh, *out),
         refused=refused,
     )
 
 
-def _opening(session: Session, opened: ev.SessionOpened) -> tuple[ev.Event, ...]:
+def opening(session: Session, opened: ev.SessionOpened) -> tuple[ev.Event, ...]:
     """A session that is opened again by the same source needs no new record."""
     before = session.opened
     if before is None:

@@ -196,6 +196,10 @@ def _config_fault(case: Case) -> Answer:
 def _vanished(case: Case) -> Answer:
     if case.code is not None:
         return None
+    foreign = case.attempt.ref is not None and not case.attempt.ref.token
+    if foreign and any(mode_root(found.mode) == "success" for found in case.attempt.signals):
+        # It never had a guard: that no record is there says nothing.
+        return "success", "it ended after the success signal"
     return "crash.lost", case.with_error("it vanished without an exit record")
 
 

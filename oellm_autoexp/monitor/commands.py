@@ -1,4 +1,4 @@
-"""What a person or another process tells the loop: cancel, retry, take a plan, exclude nodes, stop."""
+"""What a person or another process tells the loop: cancel, retry, a plan, a foreign job, nodes, stop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.adopt import adopt
 from oellm_autoexp.core.holds import holds
 from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.reconcile import reconcile
@@ -35,6 +36,8 @@ class Commands:
                 return self._reconcile(args, now)
             if verb in ("exclude", "forgive"):
                 return self._nodes(verb, _names(args, "nodes"), str(args.get("why", "")), now)
+            if verb == "adopt":
+                return self._adopt(args, now)
             if verb == "stop":
                 return True, "nobody leads this session until a person starts it again; its jobs go on"
         except (AutoexpError, KeyError, TypeError, ValueError) as error:
@@ -90,6 +93,13 @@ class Commands:
         if result.refused:
             return False, "\n".join(f"{name} has changed: {what}" for name, what in result.changed.items())
         return True, f"{len(result.added)} added, {len(result.unchanged)} as before"
+
+    def _adopt(self, args: Mapping[str, Any], now: float) -> tuple[bool, str]:
+        events = [ev.decode(kind, now, body) for kind, body in args["events"]]
+        done = adopt(self._session, events, str(args["log_path"]), now)
+        for event in done.events:
+            self._record(event)
+        return not done.refused, done.text
 
     def _nodes(self, verb: str, words: Sequence[str], why: str, now: float) -> tuple[bool, str]:
         """Words are names or lists as Slurm writes them."""

@@ -38,6 +38,8 @@ _MAX_TASKS = min(1000, select.PIPE_BUF)
 #: How long a look-up waits for a process whose submitter has died to see that.
 _DECIDE_S = 5.0
 _AWAIT_GO = "--await-go"
+#: When a process was started is reckoned from the boot, whose time moves a little when the clock is set.
+_SAME_START_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -117,6 +119,27 @@ class LocalScheduler(SchedulerInterface):
         # There are no job steps here: options for `srun` would put it in front of the command.
         slurm = {key: value for key, value in request.slurm.items() if key not in ("srun", "srun_opts")}
         return templates.render_job_script(replace(request, slurm=slurm))
+
+    # ---- processes that others have started
+
+    def identify(self, identity: str) -> SchedulerRef | None:
+        """A process of this machine by its pid. Only its parent learns how it ends."""
+        started = processes.started_at(int(identity)) if identity.isdecimal() else None
+        if started is None:
+            return None
+        return SchedulerRef(id=identity, cluster=self.cluster, token="", submitted_at=started)
+
+    def _foreign(self, ref: SchedulerRef) -> str | None:
+        """The start of a foreign process that lives (`journal.process_start`).
+
+        Raises:
+            SchedulerUnavailable: it is a process of another machine.
+        """
+        if ref.cluster != self.cluster:
+            raise _elsewhere(ref.cluster)
+        started = processes.started_at(int(ref.id))
+        same = started is not None and abs(started - ref.submitted_at) < _SAME_START_S
+        return journal.process_start(int(ref.id)) if same else None
 
     # ---- submit
 
@@ -262,6 +285,10 @@ class LocalScheduler(SchedulerInterface):
             return {ref: self._fact(ref) for ref in refs}
 
     def _fact(self, ref: SchedulerRef) -> SchedulerFact:
+        if not ref.token:
+            if self._foreign(ref) is None:
+                return SchedulerFact(state=SchedulerState.GONE, reason="only its parent knows how it ended")
+            return SchedulerFact(state=SchedulerState.RUNNING, started_at=ref.submitted_at, nodes=ref.cluster)
         record = self._tasks(ref.token).get(ref.task)
         if record is None:
             if ref.cluster != self.cluster:
@@ -325,11 +352,20 @@ class LocalScheduler(SchedulerInterface):
         self._reap()
         with _answered(self._dir):
             for ref in refs:
+                if not ref.token:
+                    self._end_foreign(ref)
+                    continue
                 record = self._tasks(ref.token).get(ref.task)
                 if record is None and ref.cluster != self.cluster:
                     raise _elsewhere(ref.cluster)
                 if record is not None:
                     self._cancel(record)
+
+    def _end_foreign(self, ref: SchedulerRef) -> None:
+        start, now = self._foreign(ref), time.monotonic()
+        if start is not None:
+            overdue = now - self._cancelled.setdefault(ref.id, now) > self.config.kill_grace_seconds
+            processes.send(self._effects, int(ref.id), start, signal.SIGKILL if overdue else signal.SIGTERM)
 
     def _cancel(self, record: _Record) -> None:
         if not record.here:

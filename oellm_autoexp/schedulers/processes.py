@@ -40,6 +40,16 @@ def argv(pid: int) -> list[bytes]:
     return text.split(b"\0") if text else []
 
 
+def started_at(pid: int) -> float | None:
+    """When a live process was started, in UTC epoch seconds (proc(5)); None: there is none."""
+    ticks = process_start(pid)
+    if ticks is None:
+        return None
+    lines = Path("/proc/stat").read_text().splitlines()
+    boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    return boot + int(ticks) / os.sysconf("SC_CLK_TCK")
+
+
 def wait_for_end(pid: int, at_most_s: float) -> None:
     try:
         handle = os.pidfd_open(pid)

@@ -124,7 +124,7 @@ def _watched(
         "log_path": str(files[0]),
         "attempt": "0",
     }
-    parameters, values = _point(composed, job)
+    parameters, values = point_of(composed, job)
     raw = composed.point(values, facts).raw
     monitoring = raw.get("monitoring") or {}
     entries = monitoring.get("log_signals") or {}
@@ -155,7 +155,7 @@ def _watched(
     return Watched(spec=spec, files=tuple(files), rules=rules, signals=signals, project=composed.project.name)
 
 
-def _point(composed: compose.Composed, job: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def point_of(composed: compose.Composed, job: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The parameters of the job of the sweep that has this name, and what to resolve the rules with.
 
     Raises:

@@ -13,7 +13,14 @@ from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.services import space
-from oellm_autoexp.services.plan import PlanResult, provenance_of, require_group, require_submitting, write
+from oellm_autoexp.services.plan import (
+    Loaded,
+    PlanResult,
+    provenance_of,
+    require_group,
+    require_submitting,
+    write,
+)
 from oellm_autoexp.services.session import Watch, check_project, clock_of, command, lead, replay
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
@@ -31,8 +38,9 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
     require_submitting(result.loaded)
     require_group(result.loaded)
     session = replay(result.loaded.paths)
-    _check_belongs(session, result)
-    done = _reconciled(session, result, _opened(result, 0.0, session), update=update, prune=prune)
+    check_belongs(session, result.loaded)
+    opened = opened_by(result.loaded, 0.0, session)
+    done = _reconciled(session, result, opened, update=update, prune=prune)
     if done.refused:
         faults = [Fault(key=name, what=f"has changed: {what}") for name, what in done.changed.items()]
         hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
@@ -100,7 +108,7 @@ def submit(
     if register:
         # In the user's own home, which is open to nobody.
         Registry().register(Effects(), entry)
-    opened = _opened(result, now, replay(paths))
+    opened = opened_by(loaded, now, replay(paths))
     if journal.leader_alive(paths) is not None:
         events: list[ev.Event] = [
             opened,
@@ -122,8 +130,8 @@ def submit(
     return done, loop
 
 
-def _opened(result: PlanResult, now: float, session: Session) -> ev.SessionOpened:
-    loaded = result.loaded
+def opened_by(loaded: Loaded, now: float, session: Session) -> ev.SessionOpened:
+    """The record that a config opens a session with, or comes back to it with."""
     scheduler = dict(loaded.scheduler_config)
     if scheduler.get("canary") is None and session.opened is not None:
         # Whoever comes back without the flag has not said that the others need not wait any more.
@@ -146,13 +154,18 @@ def _reconciled(
     return reconcile(session, opened, specs, result.rules, now=opened.at, update=update, prune=prune)
 
 
-def _check_belongs(session: Session, result: PlanResult) -> None:
+def check_belongs(session: Session, loaded: Loaded) -> None:
+    """Refuse the session of another project or scheduler.
+
+    Raises:
+        UsageError: names what it belongs to.
+    """
     opened = session.opened
     if opened is None:
         return
-    check_project(session, result.loaded.project, result.loaded.paths)
-    theirs, ours = opened.scheduler.get("class_name"), result.loaded.scheduler_config.get("class_name")
+    check_project(session, loaded.project, loaded.paths)
+    theirs, ours = opened.scheduler.get("class_name"), loaded.scheduler_config.get("class_name")
     if theirs != ours:
         hint = "give this config another base_output_dir or state_dir"
-        where = str(result.loaded.paths.state_dir)
+        where = str(loaded.paths.state_dir)
         raise UsageError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)

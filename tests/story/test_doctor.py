@@ -26,9 +26,9 @@ backend: {class_name: CommandBackend, command: [sh, -c, "true"]}
 """
 #: Slurm's commands as a cluster answers them; `sbatch --test-only` takes what names a partition it has.
 ANSWERS = {
-    "scontrol": """case "$2" in config) cat {captures}/config.txt;; *) cat {captures}/partitions.txt;; esac""",
-    "sinfo": "cat {captures}/nodes.txt",
-    "sacctmgr": "cat {captures}/associations.txt",
+    "scontrol": """case "$2" in config) cat {at}/config.txt;; *) cat {at}/partitions.txt;; esac""",
+    "sinfo": "cat {at}/nodes.txt",
+    "sacctmgr": "cat {at}/associations.txt",
     "sacct": "exit 0",
     "sbatch": """if grep -q 'partition=gpu$' "$2"; then echo 'Job 7 to start' >&2; else exit 1; fi""",
     "squeue": "exit 0",
@@ -51,7 +51,7 @@ def tools(tmp_path: Path) -> Path:
 @pytest.fixture
 def cluster(tools: Path) -> Path:
     for name, answer in ANSWERS.items():
-        command(tools, name, answer.replace("{captures}", str(CAPTURES)))
+        command(tools, name, answer.replace("{at}", str(CAPTURES)))
     return tools
 
 

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,12 @@ class FakeSlurmClient(SchedulerInterface):
             raise SchedulerUnavailable(error.strerror or str(error), where=str(self._path)) from error
         return [_ref(job) for job in self.played.submit(submission.token, requests)]
 
+    def identify(self, identity: str) -> SchedulerRef | None:
+        self.calls["squeue"] += 1
+        self.played.ask()
+        job = self.played.jobs.get(identity)
+        return None if job is None else replace(_ref(job), token="", task=0)
+
     def find(self, tokens: Sequence[str]) -> Mapping[str, Sequence[SchedulerRef]]:
         self.calls["squeue"] += 1
         self.played.ask()
@@ -259,7 +265,7 @@ class FakeSlurmClient(SchedulerInterface):
         told = self._told.get(ref.id)
         if told is None or told[0] != key:
             told = self._told[ref.id] = key, _ref(job), _fact(job)
-        return told[2] if told[1] == ref else self._accounted(ref)
+        return told[2] if _means(ref, told[1]) else self._accounted(ref)
 
     def news(self) -> Iterable[str]:
         """The jobs whose state or log has changed since the last call."""
@@ -274,7 +280,7 @@ class FakeSlurmClient(SchedulerInterface):
     def _accounted(self, ref: SchedulerRef) -> SchedulerFact:
         """What sacct says of a job that the controller has forgotten."""
         for record in self.played.records.get(ref.id, ()):
-            if _ref(record.job) == ref and record.known_at <= self.played.now:
+            if _means(ref, _ref(record.job)) and record.known_at <= self.played.now:
                 return _fact(record.job)
         return SchedulerFact(state=SchedulerState.GONE)
 
@@ -282,7 +288,7 @@ class FakeSlurmClient(SchedulerInterface):
         self.calls["scancel"] += 1
         self.played.ask()
         known = [(ref, self.played.jobs.get(ref.id)) for ref in refs]
-        ids = [ref.id for ref, job in known if job is not None and _ref(job) == ref]
+        ids = [ref.id for ref, job in known if job is not None and _means(ref, _ref(job))]
         if ids:
             self._ask_for(cancel=ids)
             self.played.cancel(ids)
@@ -293,7 +299,7 @@ class FakeSlurmClient(SchedulerInterface):
         self.played.ask()
         if not changes.keys() <= {"time_limit_s", "exclude"}:
             raise SubmitRejected(f"cannot change {changes}")
-        if job is None or _ref(job) != ref:
+        if job is None or not _means(ref, _ref(job)):
             raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
         if "time_limit_s" in changes:
             seconds = float(changes["time_limit_s"])
@@ -354,6 +360,11 @@ def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:
 def _requested(told: Mapping[str, Any]) -> JobRequest:
     lists = {key: tuple(told.get(key, ())) for key in ("exclude", "own_exclude")}
     return JobRequest(**{**told, **lists})
+
+
+def _means(ref: SchedulerRef, of_job: SchedulerRef) -> bool:
+    """Whether a reference is of this job; that of a foreign one has no token."""
+    return ref == (of_job if ref.token else replace(of_job, token="", task=0))
 
 
 def _ref(job: FakeJob) -> SchedulerRef:
