@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 import time
@@ -26,7 +27,13 @@ from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.times import format_time
 from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
-from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
+from oellm_autoexp.errors import (
+    SchedulerUnavailable,
+    SubmitDeferred,
+    SubmitRejected,
+    SubmitUnclear,
+    UsageError,
+)
 from oellm_autoexp.rendering import guard_files, templates
 from oellm_autoexp.schedulers import slurm_answers as answers
 from oellm_autoexp.schedulers import slurm_text
@@ -334,6 +341,26 @@ class SlurmClient(SchedulerInterface):
             return []
         return list(answers.account_rows(ran.output, facts.name)) if ran.status == 0 else []
 
+    def identify(self, identity: str) -> SchedulerRef | None:
+        """A job of this user that carries no token of ours: `123`, or `123_4` for a task of an array.
+
+        Raises:
+            SchedulerUnavailable: no answer.
+            UsageError: an array, which is as many jobs as it has tasks.
+        """
+        rows = self._rows()
+        row = next((row for row in rows if row.id == identity), None)
+        if row is None:
+            tasks = [each.id for each in rows if each.array == identity]
+            if tasks:
+                raise UsageError(f"{identity} is an array", hint=f"name a task of it, such as {tasks[0]}")
+            return None
+        text = self._commands.answer("scontrol", *self._clusters(), "show", "job", "-o", identity)
+        submitted = re.search(r"\bSubmitTime=(\d+)", text)
+        if submitted is None:
+            raise SchedulerUnavailable(f"scontrol show job {identity}: it tells no time of submission")
+        return SchedulerRef(id=identity, cluster=row.cluster, token="", submitted_at=float(submitted[1]))
+
     def find(self, tokens: Sequence[str]) -> Mapping[str, Sequence[SchedulerRef]]:
         if not tokens:
             return {}
@@ -395,7 +422,7 @@ class SlurmClient(SchedulerInterface):
         facts: dict[SchedulerRef, SchedulerFact] = {}
         missing = []
         for ref in refs:
-            row = self._chosen(ref, by_token.get((ref.token, ref.task), ()))
+            row = self._chosen(ref, by_token.get(_key(ref), ()))
             if row is None:
                 missing.append(ref)
             else:
@@ -418,7 +445,7 @@ class SlurmClient(SchedulerInterface):
         if not rows:
             return None
         own = next((row for row in rows if row.id == ref.id), rows[0])
-        lost = own.fact.exit_code == EXIT_CLAIM_LOST
+        lost = ref.token and own.fact.exit_code == EXIT_CLAIM_LOST
         if len(rows) == 1 and own.id == ref.id and not lost:
             return own
         record = self._read([ref.token]).get(ref.token)
@@ -439,7 +466,7 @@ class SlurmClient(SchedulerInterface):
         past = {
             (row.id, token): row
             for row in self._accounted(since, f"--jobs={','.join(asked)}")
-            for token in [row.name.rpartition(".")[2]]
+            for token in (row.name.rpartition(".")[2], "")
         }
         told = {}
         for ref in now:
@@ -469,7 +496,7 @@ class SlurmClient(SchedulerInterface):
         ids = {
             row.id: row.cluster
             for ref in refs
-            for row in by_token.get((ref.token, ref.task), ())
+            for row in by_token.get(_key(ref), ())
             if not row.fact.state.ended
         }
         numbers = iter(ids)
@@ -495,7 +522,7 @@ class SlurmClient(SchedulerInterface):
             record = self._read([ref.token]).get(ref.token)
             own = record.exclude if record is not None else ""
             words.append(f"ExcNodeList={_joined(own, changes['exclude'])}")
-        rows = _by_token(self._rows()).get((ref.token, ref.task), ())
+        rows = _by_token(self._rows()).get(_key(ref), ())
         row = self._chosen(ref, rows)
         if row is None or row.fact.state.ended:
             raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
@@ -511,10 +538,16 @@ def _joined(own: str, nodes: Iterable[str]) -> str:
     return ",".join([*([own] if own else []), *nodes])
 
 
-def _by_token(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
-    """The jobs of each token and task."""
-    found: dict[tuple[str, int], list[Row]] = {}
+def _key(ref: SchedulerRef) -> tuple[str, int | str]:
+    """What finds the jobs of a reference in `_by_token`; a foreign one has only its id."""
+    return (ref.token, ref.task) if ref.token else ("", ref.id)
+
+
+def _by_token(rows: Iterable[Row]) -> dict[tuple[str, int | str], list[Row]]:
+    """The jobs of each token and task, and each job by its id."""
+    found: dict[tuple[str, int | str], list[Row]] = {}
     for row in rows:
+        found.setdefault(("", row.id), []).append(row)
         for token in {row.comment, row.name.rpartition(".")[2]}:
             if token:
                 found.setdefault((token, row.task), []).append(row)

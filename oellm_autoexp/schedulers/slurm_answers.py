@@ -10,6 +10,7 @@ from enum import Enum
 from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact
 from oellm_autoexp.schedulers import slurm_states
+from oellm_autoexp.schedulers.slurm_site import settings
 
 #: Between fields: a character that no name or comment holds.
 SEPARATOR = "\x1f"
@@ -219,7 +220,7 @@ class ClusterFacts:
 
 def cluster_facts(text: str) -> ClusterFacts | None:
     """The facts of a cluster; None: that is no answer."""
-    found = dict(re.findall(r"^(\w+)\s+= (.*?)\s*$", text, re.MULTILINE))
+    found = settings(text)
     if "ClusterName" not in found:
         return None
     return ClusterFacts(

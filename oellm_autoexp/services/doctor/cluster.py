@@ -32,7 +32,7 @@ def commands(site: Site) -> Iterator[Finding]:
     missing = [name for name in COMMANDS if site.path_of(site.command(name)[0]) is None]
     for name in missing:
         word = site.command(name)[0]
-        fix = f"load the module that has it, or name it: slurm.{COMMANDS[name]}" if COMMANDS[name] else ""
+        fix = f"load the module that has it, or name it: scheduler.{COMMANDS[name]}" if COMMANDS[name] else ""
         if name == "sacct":
             yield warning(f"no `{word}`: nothing is asked of accounting", "load the module that has it")
         else:

@@ -15,7 +15,8 @@ from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import StateError
 from oellm_autoexp.rendering import templates
-from oellm_autoexp.services.doctor.site import NEEDED, STEERING, Finding, Site, fault, ok, warning
+from oellm_autoexp.schedulers.slurm_commands import clean_environment
+from oellm_autoexp.services.doctor.site import Finding, Site, fault, ok, warning
 from oellm_autoexp.services.plan import require_group
 from oellm_autoexp.services.session import known_sessions
 from oellm_autoexp.store.journal import leader_alive
@@ -35,7 +36,8 @@ def versions(site: Site) -> Iterator[Finding]:
 
 def shell(site: Site) -> Iterator[Finding]:
     """Variables of this shell that would change what Slurm's commands do."""
-    names = sorted(name for name in site.environ if name.startswith(STEERING) and name not in NEEDED)
+    dropped = site.environ.keys() - clean_environment(site.environ).keys()
+    names = sorted(name for name in dropped if name.startswith("S"))
     job = site.environ.get("SLURM_JOB_ID")
     if job:
         yield warning(

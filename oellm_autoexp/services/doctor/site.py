@@ -18,6 +18,7 @@ from oellm_autoexp.monitor.loop import Clock, RealClock
 from oellm_autoexp.planning.plan import PlannedJob
 from oellm_autoexp.schedulers import slurm_site
 from oellm_autoexp.schedulers.slurm import SlurmClient
+from oellm_autoexp.schedulers.slurm_commands import clean_environment
 from oellm_autoexp.services.plan import PlanResult
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.registry import Registry
@@ -25,7 +26,7 @@ from oellm_autoexp.sweep.scalars import format_scalar
 
 #: Seconds that a command of Slurm's may take: more than its own time-outs, MessageTimeout (10) twice.
 COMMAND_S = 25.0
-#: Commands of Slurm's, and the key of the section `slurm` that names another.
+#: Commands of Slurm's, and the key of the config that names another.
 COMMANDS = {
     "sbatch": "submit_cmd",
     "squeue": "squeue_cmd",
@@ -34,11 +35,6 @@ COMMANDS = {
     "sinfo": "",
     "sacct": "",
 }
-#: Set in a shell, these steer Slurm's commands or tell of the job that the shell runs in.
-STEERING = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SALLOC_", "SRUN_")
-#: Where the cluster is, and who asks.
-NEEDED = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
-
 Level = Literal["ok", "warning", "fault"]
 
 
@@ -139,9 +135,9 @@ class Site:
 
     def command(self, name: str) -> list[str]:
         """A command of Slurm's as the config names it."""
+        scheduler = self.plan.loaded.scheduler if self.plan is not None else None
         key = COMMANDS.get(name, "")
-        given = next((request.slurm.get(key) for request in self.requests), None) if key else None
-        return shlex.split(str(given)) if given else [name]
+        return shlex.split(getattr(scheduler.config, key)) if key and scheduler is not None else [name]
 
     def path_of(self, program: str) -> str | None:
         return shutil.which(program, path=self.environ.get("PATH"))
@@ -152,11 +148,9 @@ class Site:
         Raises:
             OSError: it cannot be run.
         """
-        kept = {
-            key: value for key, value in self.environ.items() if key in NEEDED or not key.startswith(STEERING)
-        }
+        environment = {**clean_environment(self.environ), "LC_ALL": "C"}
         argv = [*self.command(name), *words]
-        return self.effects.run(argv, env={**kept, "LC_ALL": "C"}, cwd=None, timeout_s=self.command_s)
+        return self.effects.run(argv, env=environment, cwd=None, timeout_s=self.command_s)
 
     def told(self, name: str, *words: str) -> str:
         """What a command prints; "" where it has no answer."""
