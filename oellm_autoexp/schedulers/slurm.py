@@ -34,7 +34,7 @@ from oellm_autoexp.errors import (
     SubmitUnclear,
     UsageError,
 )
-from oellm_autoexp.rendering import guard_files, templates
+from oellm_autoexp.rendering import guard_files
 from oellm_autoexp.schedulers import slurm_answers as answers
 from oellm_autoexp.schedulers import slurm_text
 from oellm_autoexp.schedulers.slurm_answers import ClusterFacts, Effect, Row
@@ -123,8 +123,7 @@ class SlurmClient(SchedulerInterface):
         self.capabilities = self._capabilities()
 
     def render(self, request: ScriptRequest) -> str:
-        lines = slurm_text.directives(request.name, request.slurm)
-        return templates.render_job_script(request, directives=lines)
+        return slurm_text.job_script(request)
 
     def batch_key(self, script: str) -> str:
         return "\n".join(slurm_text.shared_directives(script))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from oellm_autoexp.config.schema import option
+from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import ConfigError, Fault
+from oellm_autoexp.rendering import templates
 from oellm_autoexp.sweep.scalars import format_scalar
 
 #: Options that would change what is submitted, or whether sbatch comes back.
@@ -30,6 +33,22 @@ EXPORTED = (
     "AUTOEXP_KILL_GRACE_S",
     "AUTOEXP_TIME_LIMIT_S",
 )
+
+
+#: Since Slurm 22.05 srun takes no `--cpus-per-task` over from sbatch; this it does (srun(1)).
+_CPUS_OF_STEPS = 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+
+
+def job_script(request: ScriptRequest) -> str:
+    """The script of a job of Slurm's: its directives, and steps that have the CPUs which the job asked for.
+
+    Raises:
+        ConfigError: a value that no directive can hold, or that a shell cannot carry.
+    """
+    lines = directives(request.name, request.slurm)
+    if any(line.startswith(("#SBATCH --cpus-per-task=", "#SBATCH -c ")) for line in lines):
+        request = replace(request, setup=(_CPUS_OF_STEPS, *request.setup))
+    return templates.render_job_script(request, directives=lines)
 
 
 def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:

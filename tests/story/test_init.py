@@ -18,7 +18,7 @@ from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services import starter
 
 RUNNER = CliRunner()
-GROUPS = ("jupiter", "juwels", "leonardo", "lumi", "marenostrum")
+GROUPS = ("jupiter", "juwels", "leonardo", "lumi", "lumi_srun", "marenostrum")
 
 
 def argv_of(folder: Path, text: str) -> list[str]:

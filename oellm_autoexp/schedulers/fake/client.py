@@ -33,7 +33,6 @@ from oellm_autoexp.errors import (
     SubmitUnclear,
     UsageError,
 )
-from oellm_autoexp.rendering import templates
 from oellm_autoexp.schedulers import slurm_states, slurm_text
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
 from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
@@ -123,8 +122,7 @@ class FakeSlurmClient(SchedulerInterface):
         )
 
     def render(self, request: ScriptRequest) -> str:
-        lines = slurm_text.directives(request.name, request.slurm)
-        return templates.render_job_script(request, directives=lines)
+        return slurm_text.job_script(request)
 
     # ---- the cluster and its time
 
