@@ -88,13 +88,15 @@ def test_signals_and_actions_apply_and_the_success_signal_is_believed(
     run = Cli(tmp_path)
     written(tmp_path, RULES)
     foreign.say("saved a.pt")
-    told = run("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local", "--no-watch")
+    told = run.within(
+        "adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local", "--no-watch"
+    )
     assert told.returncode == 0, told.stderr
     assert f"{foreign.id} is watched as job_{foreign.id}" in told.stdout
     foreign.say("saved b.pt")
     foreign.say("all done")
     foreign.end()
-    assert run("monitor", "outputs").returncode == 0
+    assert run.within("monitor", "outputs").returncode == 0
     assert (tmp_path / "notes").read_text() == f"job_{foreign.id} a.pt\njob_{foreign.id} b.pt\n"
     (job,) = run.jobs()
     assert (job["state"], job["scheduler_id"]) == ("succeeded", foreign.id)
@@ -104,7 +106,7 @@ def test_a_signal_with_an_error_mode_ends_the_process(tmp_path: Path, foreign: F
     run = Cli(tmp_path)
     written(tmp_path, RULES.replace("mode: crash.nan", "mode: crash.nan, grace_seconds: 0"))
     foreign.say("loss nan")
-    done = run("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local")
+    done = run.within("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local")
     assert done.returncode == 1, done.stderr
     foreign.process.wait(10)
     (job,) = run.jobs()
@@ -115,16 +117,16 @@ def test_what_says_how_to_run_it_runs_it_again(tmp_path: Path, foreign: Foreign)
     run = Cli(tmp_path)
     written(tmp_path, RULES.replace("mode: crash.nan", "mode: crash"), RUNS)
     foreign.say("loss nan")
-    run("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local", "--no-watch")
+    run.within("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local", "--no-watch")
     foreign.end()
-    assert run("monitor", "outputs", "--json").returncode == 0
+    assert run.within("monitor", "outputs", "--json").returncode == 0
     (job,) = run.jobs()
     assert (job["name"], job["state"], job["attempts"]) == ("tiny", "succeeded", 2)
     # The second attempt has a log of its own; the foreign one stays as it was.
     assert "again" in Path(job["log_path"]).read_text()
     assert foreign.log.read_text() == "loss nan\n"
     # The plan of the config finds its job done.
-    again = run("submit", "config.yaml", "--local")
+    again = run.within("submit", "config.yaml", "--local")
     assert "1 already done: nothing is submitted again" in again.stdout
 
 
@@ -135,12 +137,12 @@ def test_it_survives_a_loop_that_was_killed(tmp_path: Path, foreign: Foreign) ->
     with run.leader(*words, stderr=subprocess.DEVNULL) as watching:
         until(lambda: run.states().get(f"job_{foreign.id}", ("", 0))[0] == "running", "it is seen to run")
         # While it is led, the leader answers.
-        again = run(*words, "--no-watch")
+        again = run.within(*words, "--no-watch")
         assert "is watched already" in again.stdout
         watching.kill()
     foreign.say("all done")
     foreign.end()
-    assert run("monitor", "outputs").returncode == 0
+    assert run.within("monitor", "outputs").returncode == 0
     assert [job["state"] for job in run.jobs()] == ["succeeded"]
 
 
@@ -148,16 +150,18 @@ def test_a_process_or_a_log_that_is_not_there_is_a_mistake(tmp_path: Path, forei
     run = Cli(tmp_path)
     written(tmp_path, RULES)
     foreign.end()
-    gone = run("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local")
+    gone = run.within("adopt", foreign.id, "--log", "train.out", "--config", "config.yaml", "--local")
     assert (gone.returncode, "does not know a job" in gone.stderr) == (2, True)
-    nolog = run("adopt", "1", "--log", "nosuch.out", "--config", "config.yaml", "--local")
+    nolog = run.within("adopt", "1", "--log", "nosuch.out", "--config", "config.yaml", "--local")
     assert (nolog.returncode, "there is no such file" in nolog.stderr) == (2, True)
     assert not (tmp_path / "outputs").exists()
 
 
 def test_without_a_config_it_is_watched_in_a_session_of_its_own(tmp_path: Path, foreign: Foreign) -> None:
     run = Cli(tmp_path)
-    told = run("adopt", foreign.id, "--log", "train.out", "--local", "--name", "mine", "--no-watch", "--json")
+    told = run.within(
+        "adopt", foreign.id, "--log", "train.out", "--local", "--name", "mine", "--no-watch", "--json"
+    )
     assert told.returncode == 0, told.stderr
     (job,) = json.loads(told.stdout)["jobs"]
     assert (job["name"], job["state"]) == ("mine", "submitted")

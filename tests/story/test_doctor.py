@@ -93,7 +93,7 @@ def said(found: list[Examined], level: str, check: str | None = None) -> str:
 
 def test_the_machine_alone_is_looked_at_without_a_config(tmp_path: Path, tools: Path) -> None:
     run = Cli(tmp_path, PATH=str(tools))
-    done = run("doctor", "--json")
+    done = run.within("doctor", "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["faults"]) == (0, 0)
     checks = {each["check"] for each in told["findings"]}
@@ -104,8 +104,8 @@ def test_the_machine_alone_is_looked_at_without_a_config(tmp_path: Path, tools: 
 def test_faults_make_the_exit_code_1_and_each_has_a_fix(tmp_path: Path, cluster: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(CONFIG)
     run = Cli(tmp_path, PATH=str(cluster))
-    assert run("doctor", "sweep.yaml").returncode == 0
-    done = run(
+    assert run.within("doctor", "sweep.yaml").returncode == 0
+    done = run.within(
         "doctor", "sweep.yaml", "-o", "slurm.sbatch.partition=gpuu", "-o", "scheduler.class_name=slurm"
     )
     assert done.returncode == 1
@@ -117,7 +117,7 @@ def test_faults_make_the_exit_code_1_and_each_has_a_fix(tmp_path: Path, cluster:
 
 def test_a_mistake_in_the_config_is_exit_2(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("project: {name: a/b}\n")
-    assert Cli(tmp_path)("doctor", "sweep.yaml").returncode == 2
+    assert Cli(tmp_path).within("doctor", "sweep.yaml").returncode == 2
 
 
 # ---------------------------------------------------------------- the cluster
