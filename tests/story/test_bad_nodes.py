@@ -200,3 +200,27 @@ def test_a_scheduler_that_takes_no_job_without_a_node_gets_its_way(tmp_path: Pat
     job = ordered.run().jobs["j0"]
     assert job.state.value == "failed" and "Requested node configuration is not available" in job.reason
     assert replay(ordered.paths).nodes.by_user == {"node1": ""}
+
+
+def test_the_next_leader_leaves_out_the_same_nodes(tmp_path: Path) -> None:
+    """Killed every few turns, also between what was learnt and what follows from it: the same submissions."""
+    faults = [fails(f"node{number % 4 + 1}", f"{2 + 3 * number}h") for number in range(6)]
+
+    def asked(made: Campaign) -> list[tuple[Any, ...]]:
+        return [(event.at, event.jobs, event.exclude) for event in made.of(ev.SubmitRequested)]
+
+    whole = campaign(tmp_path / "whole", *faults, jobs=12, overrides=["scheduler.max_jobs=6"])
+    whole.run()
+    assert len({exclude for _, _, exclude in asked(whole)}) > 1
+    killed = campaign(tmp_path / "killed", *faults, jobs=12, overrides=["scheduler.max_jobs=6"])
+    loop = killed.submit()
+    turns = 0
+    while not loop.finished:
+        loop.tick()
+        loop._clock.wait(60)
+        turns += 1
+        if turns % 13 == 0:
+            loop = killed.lead()
+    killed.run()
+    assert turns > 26
+    assert [each[1:] for each in asked(killed)] == [each[1:] for each in asked(whole)]

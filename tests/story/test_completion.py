@@ -99,6 +99,23 @@ def test_sessions_and_their_jobs_are_offered(tmp_path: Path, program: Callable[.
     assert tab("logs tiny tiny_i1") == ["tiny_i1"]
 
 
+def test_nodes_are_offered(tmp_path: Path, program: Callable[..., str], tab: Tab) -> None:
+    """To exclude, those that jobs have had; to forgive, those that something speaks against."""
+    body = {
+        "project": {"name": "far"},
+        "backend": {"class_name": "NullBackend"},
+        "scheduler": {"class_name": "fake"},
+        "slurm": {"sbatch": {"nodes": 2}},
+    }
+    (tmp_path / "far.yaml").write_text(json.dumps(body))
+    program("submit", "far.yaml")
+    assert tab("nodes far.fake ") == ["exclude", "forgive"]
+    assert tab("nodes far.fake exclude node") == ["node01", "node02"]
+    program("nodes", "far.fake", "exclude", "node02", "gone7")
+    assert tab("nodes far.fake forgive ") == ["gone7", "node02"]
+    assert tab("nodes far.fake exclude n") == ["node01"]
+
+
 def test_trouble_offers_and_says_nothing(tmp_path: Path, program: Callable[..., str], tab: Tab) -> None:
     """No such session, a damaged journal, a state home that is a file, a config that does not load."""
     submitted(tmp_path, program)
