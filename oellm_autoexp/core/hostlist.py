@@ -17,7 +17,7 @@ def is_host(text: str) -> bool:
     return _HOST.fullmatch(text) is not None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)  # A list of a large job has thousands of names.
 def expand(text: str) -> tuple[str, ...]:
     """The names of a node list, in its order; what cannot be one has none.
 

@@ -114,11 +114,11 @@ def texts(row: Row) -> list[str]:
 
 
 def _plain(value: float, unit: str) -> str:
-    return f"{value:,.1f}" if unit in ("%", "d") else f"{value:,.0f}"
+    return f"{value:,.1f}" if unit in ("%", "d") or value % 1 else f"{value:,.0f}"
 
 
 def _signed(value: float, unit: str) -> str:
-    text = f"{value:+,.1f}" if unit in ("%", "d") else f"{value:+,.0f}"
+    text = f"{value:+,.1f}" if unit in ("%", "d") or value % 1 else f"{value:+,.0f}"
     return "" if float(text.replace(",", "")) == 0 else text
 
 

@@ -230,8 +230,8 @@ class _Diary:
         self._ledger.apply(event)
         if isinstance(event, ev.AttemptEnded):
             self._ends[event.mode] += 1
-        if is_routine(event) or isinstance(event, (ev.AttemptStarted, ev.AttemptPending)):
-            return
+        if is_routine(event) or isinstance(event, (ev.AttemptStarted, ev.AttemptPending, ev.SignalsFound)):
+            return  # What a signal says comes with the end that it explains.
         text, about = told(event), getattr(event, "job", "")
         if text and about:
             self._lines.append((event.at, about, text.partition("  [scheduler: ")[0]))
@@ -247,12 +247,12 @@ class _Diary:
                 self._lines.append((what.at, what.job, f"! {what.name}{place}"))
         last = [job.attempts[-1].ended_at or now if job.attempts else now for job in jobs.values()]
         return Run(
-            states=Counter(job.state.value for job in jobs.values()),
+            states=dict(Counter(job.state.value for job in jobs.values())),
             parts={part.value: ms / 1000 for part, ms in spent.ms.items()},
             took_s=max(last, default=start) - start,
             gpu_hours=round(spent.held_gpu_ms / 3.6e6, 1),
-            ends=self._ends,
-            faults=Counter(what.name for what in cluster.befallen if what.job),
+            ends=dict(self._ends),
+            faults=dict(Counter(what.name for what in cluster.befallen if what.job)),
             retries=self.retries,
             timeline=[Told(at_s=at - start, job=job, what=what) for at, job, what in sorted(self._lines)],
             **about,
