@@ -310,7 +310,8 @@ class Loop:
             self.record(
                 ev.ActionRequested(
                     at=event.at,
-                    key=f"{event.job}:{number}:{occasion}:{action}",
+                    # The time, since a job may end, be retried and end again before any attempt.
+                    key=f"{event.job}:{number}:{occasion}:{event.at}:{action}",
                     action=action,
                     job=event.job,
                     attempt=number,

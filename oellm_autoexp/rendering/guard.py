@@ -4,7 +4,8 @@
 Copied beside the scripts and run on compute nodes by `python3 guard.py -- COMMAND…`: the standard library
 only, Python 3.6 or newer, Linux. It claims the attempt by hard-linking a complete file, which is atomic on
 NFS too (link(2)): of two copies of an attempt one runs, the other exits 79. The same scheduler id with a
-higher restart count takes over with the next generation, and the one before ends when it sees that.
+higher restart count takes over with the next generation. A copy that the scheduler has lost (its node was cut
+off, say) ends when it sees the claim of a later start: of this attempt, or of one with a higher number beside it.
 
 Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID (else Slurm's), AUTOEXP_RESTART_COUNT (else
 Slurm's), AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60": sent that many seconds before the limit),
@@ -375,7 +376,7 @@ class Guard:
             if now >= next_beat:
                 self.beat()
                 next_beat = now + self.beat_s
-                if self.kill_at is None and os.path.exists(claim_path(self.directory, self.generation + 1)):
+                if self.kill_at is None and self.has_successor():
                     say("a later start of this job has taken over; this one ends")
                     self.end("superseded", now)
             if self.limit is not None and self.kill_at is None:
@@ -389,6 +390,18 @@ class Guard:
             if self.kill_at is not None and now >= self.kill_at:
                 self.signal_group(signal.SIGKILL)
                 self.kill_at = now + max(1.0, self.grace)
+
+    def has_successor(self):
+        """Whether a later start of the job has made its claim."""
+        if os.path.exists(claim_path(self.directory, self.generation + 1)):
+            return True
+        parent, own = os.path.split(self.directory)
+        try:
+            names = os.listdir(parent) if own.isdigit() else []
+        except OSError:
+            return False
+        later = [name for name in names if name.isdigit() and int(name) > int(own)]
+        return any(os.path.exists(claim_path(os.path.join(parent, name), 0)) for name in later)
 
     def next_event(self, started, next_beat):
         times = [next_beat]

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deaths import Fatal, Killed
 from world import FOREVER, Script, Stage, World
 
 from oellm_autoexp.config.sockets import Capabilities
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.model import JobState
 from oellm_autoexp.store import inbox
-from oellm_autoexp.store.effects import Effects, write_all
+from oellm_autoexp.store.effects import Effects
 
 RULES = {
     "monitoring": {
@@ -53,54 +54,6 @@ SCRIPTS: dict[tuple[str, int], Script] = {
 #: Steps at which what was written may be lost or torn, or an array is half submitted.
 UNSAFE = ("write_at:after", "fsync:before", "append:after", "queue:before", "queue:after", "submit:after")
 SAVED = {("a", 1, "a-1"), ("a", 1, "a-2"), ("b", 1, "b-1"), ("b", 2, "b-2")}
-
-
-class Killed(BaseException):
-    """The process dies here."""
-
-
-class Fatal(Effects):
-    """Dies at its step number `at`. `lost`: with what was not yet synced; `torn`: half of it is left."""
-
-    def __init__(
-        self, at: int, *, lost: bool = False, torn: bool = False, world: World | None = None
-    ) -> None:
-        super().__init__()
-        self.at, self.lost, self.torn = at, lost, torn
-        self.count = 0
-        self.names: list[str] = []
-        self.times: list[float] = []
-        self._world = world
-        self._unsynced: tuple[int, int, bytes] | None = None
-
-    def step(self, name: str, target: str) -> None:
-        self.count += 1
-        self.names.append(name)
-        self.times.append(self._world.now if self._world else 0.0)
-        if self.count == self.at:
-            self._power_off()
-            raise Killed(f"{name} {target}")
-
-    def _power_off(self) -> None:
-        if self._unsynced is not None and (self.lost or self.torn):
-            fd, offset, data = self._unsynced
-            os.ftruncate(fd, offset)
-            if self.torn:
-                os.lseek(fd, offset, os.SEEK_SET)
-                write_all(fd, data[: len(data) // 2])
-
-    def write_at(self, fd: int, data: bytes, offset: int, target: str) -> None:
-        self._unsynced = (fd, offset, data)
-        super().write_at(fd, data, offset, target)
-
-    def append(self, path: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
-        if self.torn and self.count + 2 == self.at:
-            super().append(path, data[: len(data) // 2], private=private, durable=durable)
-        super().append(path, data, private=private, durable=durable)
-
-    def fsync(self, fd: int, target: str) -> None:
-        super().fsync(fd, target)
-        self._unsynced = None
 
 
 @contextlib.contextmanager
@@ -227,7 +180,7 @@ def check(stage: Stage, session: object) -> None:
 def test_a_death_at_any_effect_loses_and_doubles_nothing(left: str, array_size: int) -> None:
     """Killed before and after each effect, with all, the synced, or a torn half of the last writing left."""
     with staged(array_size) as stage:
-        whole = Fatal(0, world=stage.world)
+        whole = Fatal(now=lambda: stage.world.now)
         assert play(stage, whole) == 0
         kinds = {event.kind for event in stage.events}
         assert kinds >= {"blinded", "sighted", "restart_scheduled", "cancel_sent", "command_answered"}

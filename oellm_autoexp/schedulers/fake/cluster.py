@@ -89,6 +89,9 @@ class FakeCluster:
         self.next_id = 1
         self._reuses = any(fault.kind == "crash" for fault in scenario.faults)
         self._owners: dict[str, Run] = {}
+        #: The latest start of each job that has a claim, by the directory of its attempts.
+        self._latest: dict[str, Run] = {}
+        self._begun: list[Run] = []
         self.lose_answer = False
         self._scheduling = False
         self._faults = Faults(self)
@@ -301,9 +304,12 @@ class FakeCluster:
             return
         if owner is not None:
             run.generation = owner.generation + 1
-            if owner.alive:
-                self.at(self.now + HEARTBEAT_S, self._superseded, owner)
-        self._owners[request.attempt_dir] = run
+        attempts = request.attempt_dir.rpartition("/")[0]
+        before = self._latest.get(attempts)
+        if before is not None and before.alive:
+            self.at(self.now + HEARTBEAT_S, self._superseded, before)
+        self._owners[request.attempt_dir] = self._latest[attempts] = run
+        self._begun.append(run)
         self._files.write(run.path("claim"), run.claim_text(job.token))
         self._files.write(run.path("start"), run.start_text(job.token))
         self._plan_limit(job)
@@ -327,6 +333,12 @@ class FakeCluster:
         self.end_run(job, "timeout", ("TIMEOUT", "TimeLimit"))
 
     # ---- what runs
+
+    @property
+    def running(self) -> list[Run]:
+        """The commands that run, also those that the controller has lost."""
+        self._begun = [run for run in self._begun if run.alive]
+        return self._begun
 
     def _plan_step(self, run: Run) -> None:
         run.next = next(run.steps, None)

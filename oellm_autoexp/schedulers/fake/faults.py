@@ -186,6 +186,8 @@ class Faults:
             cluster.wake()
         if job is None or job.life != life or job.ended or job.pending:
             return
+        if job.run is not None and job.run.alive and node.up:
+            return  # It was back, and the job with it, before the controller could miss it.
         if job.run is not None:
             job.run.lost = True
         job.ended_at = cluster.now
