@@ -281,13 +281,17 @@ class SubmitAccepted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitRefused(Event):
-    """Outcome: proven not submitted. `permanent` refusals end the jobs, others are tried again."""
+    """Outcome: proven not submitted. `permanent` refusals end the jobs, others are tried again.
+
+    `withdrawn`: its attempts were claimed by the leader, so that none of them can ever run.
+    """
 
     kind: ClassVar[str] = "submit_refused"
     token: str
     reason: str
     permanent: bool
     retry_at: float = 0.0
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +323,10 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptGone(Event):
-    """The scheduler answered that it does not know the attempt; to be confirmed after a grace."""
+    """The scheduler does not know the attempt, or only a copy that another one kept from running.
+
+    To be confirmed after a grace.
+    """
 
     kind: ClassVar[str] = "attempt_gone"
     job: str

@@ -153,7 +153,9 @@ def _decide_live(job: Job, attempt: Attempt, seen: Observation, rules: Rules) ->
     fact = seen.fact
     if fact is None:
         return _cancel_if_wanted(job, attempt, seen, rules)
-    if fact.state is SchedulerState.GONE and seen.exit is None and not _confirmed_gone(attempt, seen):
+    # A copy that lost the claim says that another one runs, which will write how it ended.
+    elsewhere = fact.state is SchedulerState.GONE or fact.exit_code == EXIT_CLAIM_LOST
+    if elsewhere and seen.exit is None and not _confirmed_gone(attempt, seen):
         if attempt.gone_since is None:
             return (ev.AttemptGone(at=seen.now, job=job.spec.name, attempt=attempt.number),)
         return ()

@@ -334,6 +334,9 @@ class Job:
     next_spec: JobSpec | None = None
     #: False when the plan no longer has it.
     planned: bool = True
+    #: The highest number of an attempt that was given up as never submitted. It is not used again: should its
+    #: submission come to be after all, it finds the attempt claimed and runs nothing.
+    withdrawn: int = 0
     #: Attempts before this number belong to an earlier verdict (`retry`, `--update`).
     first_attempt: int = 1
     #: As a canary it has shown that it works.

@@ -223,13 +223,15 @@ class Session:
             ref = by_task.get(attempt.task)
             if ref is None:
                 # This task of the submission never came to be: the job waits as before.
-                self._withdraw(job, attempt, not_before=0.0, hold="")
+                self._withdraw(replace(job, withdrawn=attempt.number), attempt, not_before=0.0, hold="")
             else:
                 self._put(job, replace(attempt, phase=Phase.ACCEPTED, ref=ref))
         del self.submissions[event.token]
 
     def _refused(self, event: ev.SubmitRefused) -> None:
         for job, attempt in list(self._each(event.token)):
+            if event.withdrawn:
+                job = replace(job, withdrawn=attempt.number)
             self._withdraw(job, attempt, not_before=event.retry_at, hold=event.reason)
         del self.submissions[event.token]
 
@@ -340,4 +342,5 @@ def _blocks(jobs: Sequence[Job], size: int) -> list[list[Job]]:
 
 
 def _next_number(job: Job) -> int:
-    return job.attempts[-1].number + 1 if job.attempts else 1
+    last = job.attempts[-1].number if job.attempts else 0
+    return max(last, job.withdrawn) + 1

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import shlex
+import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ from oellm_autoexp.monitor.checks import Executor
 from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import fields_of
 from oellm_autoexp.monitor.rules import RuleSet
-from oellm_autoexp.rendering import shell
+from oellm_autoexp.rendering import guard_files, shell
 from oellm_autoexp.store.effects import Effects
 
 #: Command actions that run at once.
@@ -186,17 +187,52 @@ class Performer:
             return
         now = self._clock()
         for token in tokens:
-            refs = found.get(token)
-            if refs:
-                self._record(ev.SubmitAccepted(at=now, token=token, refs=tuple(refs), adopted=True))
-                continue
+            refs = found.get(token, ())
             since = self._not_found.setdefault(token, now)
-            if now - since >= self._scheduler.capabilities.find_grace_s:
-                del self._not_found[token]
-                reason = "the scheduler never had it"
-                self._record(
-                    ev.SubmitRefused(at=now, token=token, reason=reason, permanent=False, retry_at=now)
-                )
+            if refs or now - since >= self._scheduler.capabilities.find_grace_s:
+                try:
+                    self._settle(token, refs, now)
+                except (OSError, ValueError) as error:
+                    self._trouble("submit", f"whether jobs were submitted is not known: {error}")
+
+    def _settle(self, token: str, refs: Sequence[SchedulerRef], now: float) -> None:
+        """Conclude from an answered look-up. What it did not find has run and is forgotten, or never will.
+
+        Raises:
+            OSError, ValueError: it cannot be told.
+        """
+        known = {ref.task: ref for ref in refs}
+        for task, (name, number) in enumerate(self._session.submissions[token].jobs):
+            if task not in known:
+                owner = self._withdraw(self._paths.attempt(name, number))
+                if owner is not None:
+                    cluster = self._scheduler.cluster
+                    known[task] = SchedulerRef(id=owner.scheduler_id, cluster=cluster, token=token, task=task)
+        del self._not_found[token]
+        if known:
+            self._record(ev.SubmitAccepted(at=now, token=token, refs=tuple(known.values()), adopted=True))
+            return
+        reason = "the scheduler never had it"
+        self._record(
+            ev.SubmitRefused(
+                at=now, token=token, reason=reason, permanent=False, retry_at=now, withdrawn=True
+            )
+        )
+
+    def _withdraw(self, attempt_dir: Path) -> guard_files.Claim | None:
+        """Take the claim of an attempt, so that it never runs; whoever had it before.
+
+        A submission may come to be long after it was looked for: by a frozen controller, or by a leader that
+        was stopped in the middle of it.
+        """
+        self._effects.mkdir(attempt_dir)
+        mine = guard_files.withdrawal(socket.gethostname())
+        if self._effects.write_new(guard_files.claim_file(attempt_dir), mine):
+            return None
+        owner = guard_files.read_claim(attempt_dir)
+        if owner is None:
+            raise ValueError(f"{guard_files.claim_file(attempt_dir)} cannot be read")
+        return None if owner.scheduler_id == guard_files.WITHDRAWN else owner
 
     def _cancels(self) -> None:
         """One call for all cancels that have not been sent since they were asked for."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from oellm_autoexp.core.model import ExitRecord
 
+#: The scheduler id in the claim of an attempt that was given up: it belongs to nobody, and nobody runs it.
+WITHDRAWN = "withdrawn"
 _NAME = re.compile(r"(claim|start|exit)\.(\d{1,9})\.json")
 
 
@@ -52,6 +54,26 @@ def read_claim(attempt_dir: Path) -> Claim | None:
     """
     generation = _generations(attempt_dir).get("claim")
     return None if generation is None else _read(attempt_dir, "claim", generation, Claim)
+
+
+def withdrawal(host: str) -> bytes:
+    """The claim that keeps every copy of an attempt from running; `host`: who gave it up."""
+    claim = Claim(
+        generation=0,
+        scheduler_id=WITHDRAWN,
+        restart_count=0,
+        host=host,
+        boot_id="",
+        pid=0,
+        pid_start=None,
+        nonce=WITHDRAWN,
+    )
+    return json.dumps(asdict(claim)).encode()
+
+
+def claim_file(attempt_dir: Path) -> Path:
+    """Where the first copy of an attempt makes its claim."""
+    return attempt_dir / "claim.0.json"
 
 
 def read_start(attempt_dir: Path) -> Start | None:

@@ -18,12 +18,17 @@ class Memory:
     def __init__(self) -> None:
         self.logs: dict[str, str] = {}
         self.files: dict[str, str] = {}
+        #: Attempts that the leader has given up, by their directories.
+        self.given_up: set[str] = set()
 
     def append(self, path: str, text: str) -> None:
         self.logs[path] = self.logs.get(path, "") + text
 
     def write(self, path: str, text: str) -> None:
         self.files[path] = text
+
+    def withdrawn(self, attempt_dir: str) -> bool:
+        return attempt_dir in self.given_up
 
 
 class FakeWorld:

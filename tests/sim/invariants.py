@@ -42,7 +42,7 @@ class Audit:
         self._level, self._called_at = BURST, 0.0
         self._ticks = 0
         self._limits: Mapping[str, Any] = {}
-        #: Of each job: numbers of its attempts, and how many it was allowed.
+        #: Of each job: numbers of the attempts that were submitted, or ran, and how many it was allowed.
         self._numbers: dict[str, set[int]] = {}
         self._allowed: Counter[str] = Counter()
         self._charged: Counter[tuple[str, str]] = Counter()
@@ -73,14 +73,13 @@ class Audit:
         """
         running: dict[str, Run] = {}
         for run in sorted(self._cluster.running, key=lambda run: run.started_at):
+            self._try(run.request.name, run.request.attempt)
             before = running.get(run.request.name)
             running[run.request.name] = run
             if before is None:
                 continue
-            job = self._cluster.jobs.get(before.job)
-            lost = before.lost or job is None or job.run is not before
             text = f"1: {_shown(before)} and {_shown(run)} run at {self._cluster.now}"
-            assert lost, text
+            assert self._lost(before), text
             assert self._cluster.now - run.started_at <= HEARTBEAT_S, f"{text}, longer than a heartbeat"
 
     def look_at_the_journal(self, memory: Session | None = None) -> None:
@@ -149,9 +148,15 @@ class Audit:
             assert limit is None or self._charged[key] <= limit, f"4: restart {self._charged[key]}: {event}"
         elif isinstance(event, ev.SubmitRequested):
             for name, number in event.jobs:
-                numbers = self._numbers.setdefault(name, set())
-                numbers.add(number)
-                assert len(numbers) <= self._allowed[name], f"4: {name} is tried {len(numbers)} times"
+                self._try(name, number)
+        elif isinstance(event, ev.SubmitRefused):
+            for name, number in self.session.submissions[event.token].jobs:
+                self._numbers[name].discard(number)
+
+    def _try(self, name: str, number: int) -> None:
+        numbers = self._numbers.setdefault(name, set())
+        numbers.add(number)
+        assert len(numbers) <= self._allowed[name], f"4: {name} is tried {len(numbers)} times"
 
     def _an_action_ends_once(self, event: ev.Event) -> None:
         """5: each signal occurrence leads to exactly one action attempt that completes."""
@@ -190,10 +195,15 @@ class Audit:
         assert not session.open_actions, f"5: not carried out: {list(session.open_actions)}"
         unended = [name for name, job in session.jobs.items() if not job.state.ended]
         assert not unended, f"9: no verdict of {unended}"
-        left = [_shown(run) for run in self._cluster.running if not run.lost]
+        left = [_shown(run) for run in self._cluster.running if not self._lost(run)]
         assert not left, f"9: still running: {left}"
 
     # ---- helpers
+
+    def _lost(self, run: Run) -> bool:
+        """Whether the controller has lost a copy, so that nobody but its guard can end it."""
+        job = self._cluster.jobs.get(run.job)
+        return run.lost or job is None or job.run is not run
 
     def _attempt(self, job: str, number: int) -> Attempt:
         return next(each for each in self.session.jobs[job].attempts if each.number == number)

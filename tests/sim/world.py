@@ -107,17 +107,17 @@ class World:
         """Start a task, as often as it is asked for; a second claimant of an attempt gives up."""
         attempt = _attempt(task)
         identity = str(100 + len(self.processes))
-        script = list(self.script_of(task.name, attempt))
-        process = Process(identity, token, index, task, attempt, self.now, script)
+        process = Process(identity, token, index, task, attempt, self.now, [])
         self.processes.append(process)
+        process.script += self.script_of(task.name, attempt)
         directory = Path(task.attempt_dir)
         directory.mkdir(parents=True, exist_ok=True)
         Path(task.log_path).parent.mkdir(parents=True, exist_ok=True)
-        if (directory / "claim.1.json").exists():
+        if (directory / "claim.0.json").exists():
             process.ended = ExitRecord(exit_code=EXIT_CLAIM_LOST, started_at=self.now, ended_at=self.now)
             return
         claim = Claim(
-            generation=1,
+            generation=0,
             scheduler_id=identity,
             restart_count=0,
             host="n",
@@ -126,7 +126,7 @@ class World:
             pid_start="1",
             token=token,
         )
-        (directory / "claim.1.json").write_text(json.dumps(asdict(claim)))
+        (directory / "claim.0.json").write_text(json.dumps(asdict(claim)))
 
     def _act(self, process: Process) -> None:
         _, what = process.script.pop(0)
@@ -143,10 +143,10 @@ class World:
             started_at=process.started_at,
             ended_at=self.now,
             host="n",
-            generation=1,
+            generation=0,
         )
         if code != EXIT_CLAIM_FAILED:  # Who cannot claim an attempt can write nothing there.
-            path = Path(process.task.attempt_dir) / "exit.1.json"
+            path = Path(process.task.attempt_dir) / "exit.0.json"
             path.write_text(json.dumps(asdict(process.ended)))
 
     @property

@@ -291,7 +291,7 @@ def test_a_command_that_exits_78_by_itself_has_crashed(tmp_path: Path) -> None:
 def _exit_78(stage: Stage) -> None:
     (process,) = stage.world.processes
     stage.world.end(process, 78)
-    (Path(process.task.attempt_dir) / "exit.1.json").write_text('{"exit_code": 78}')
+    (Path(process.task.attempt_dir) / "exit.0.json").write_text('{"exit_code": 78}')
 
 
 def test_a_read_only_directory_is_named(place: Place) -> None:

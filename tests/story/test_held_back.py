@@ -192,7 +192,7 @@ def _vanish(made: Stage, real: Any, token: str, index: int, task: Any) -> None:
     real(token, index, task)
     if made.world.now < 1000.1:
         made.world.processes[-1].token = "gone"
-        (Path(task.attempt_dir) / "claim.1.json").unlink()
+        (Path(task.attempt_dir) / "claim.0.json").unlink()
 
 
 # ---------------------------------------------------------------- what a restart gets

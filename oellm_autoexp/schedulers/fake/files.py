@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.errors import StateError
+from oellm_autoexp.rendering import guard_files
 from oellm_autoexp.store.effects import Effects
 
 VERSION = 1
@@ -37,6 +38,13 @@ class JobFiles:
 
     def write(self, path: str, text: str) -> None:
         self._whole[path] = text
+
+    def withdrawn(self, attempt_dir: str) -> bool:
+        try:
+            claim = guard_files.claim_file(Path(attempt_dir)).read_bytes()
+        except OSError:
+            return False
+        return json.loads(claim)["scheduler_id"] == guard_files.WITHDRAWN
 
     def skip(self) -> None:
         """Take what was gathered as written: it was, by an earlier process."""

@@ -30,6 +30,10 @@ class Files(Protocol):
 
     def write(self, path: str, text: str) -> None: ...
 
+    def withdrawn(self, attempt_dir: str) -> bool:
+        """Whether the leader has given the attempt up, and taken its claim."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
