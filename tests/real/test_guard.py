@@ -187,6 +187,22 @@ def test_only_a_later_start_of_the_same_job_takes_over(
     assert (claim.scheduler_id, claim.restart_count) == ("7", restarts if runs else 0)
 
 
+def test_a_copy_ends_when_a_later_attempt_has_been_claimed(guards: Guards, tmp_path: Path) -> None:
+    """The scheduler has lost it, on a cut-off node, and the job was submitted again: the later one wins."""
+    guards.dir = tmp_path / "job" / "2"
+    process = guards.ready(f"echo ready; {LOOP}", AUTOEXP_HEARTBEAT_S=0.05)
+    for earlier in ("1", "3.tmp"):
+        (guards.dir.parent / earlier).mkdir()
+        (guards.dir.parent / earlier / "claim.0.json").write_text("{}")
+    later = guard_files.claim_file(guards.dir.parent / "11")
+    until(lambda: (guards.dir / "heartbeat.0").exists(), "a heartbeat")
+    assert process.poll() is None
+    later.parent.mkdir()
+    later.write_text("{}")
+    code, _, err = end(process)
+    assert (code, guards.exit and guards.exit.cause) == (79, "superseded"), err
+
+
 def test_array_tasks_are_told_apart(guards: Guards) -> None:
     """The scheduler id of a task is the array's id and its index."""
     end(guards.bash("exit 0", SLURM_JOB_ID="12", SLURM_ARRAY_JOB_ID="10", SLURM_ARRAY_TASK_ID="2"))

@@ -220,6 +220,11 @@ class Played:
         return found
 
     def bury(self) -> None:
+        """The leaders have died; the audit sees what they had written."""
+        self.close()
+        self.audit.look_at_the_journal()
+
+    def close(self) -> None:
         """Dead processes hold no file open."""
         for journal in self._journals:
             if journal._fd >= 0:
@@ -251,4 +256,4 @@ def stage(setup: Setup) -> Iterator[Played]:
         try:
             yield played
         finally:
-            played.bury()
+            played.close()

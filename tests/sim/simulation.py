@@ -124,7 +124,12 @@ def _play(rng: Random, name: str) -> dict[str, Any]:
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
         kind = rng.choice(["exit", "kill", "oom", "hang"])
         lines = rng.choice([[], ["RuntimeError: boom"], ["step 7 loss nan"]])
-        mishap = {"kind": kind, "lines": lines, "attempts": rng.choice([1, 2, 3]), "code": rng.choice([1, 2, 78])}
+        mishap = {
+            "kind": kind,
+            "lines": lines,
+            "attempts": rng.choice([1, 2, 3]),
+            "code": rng.choice([1, 2, 78]),
+        }
         mishap[rng.choice(["after", "at_work", "every"])] = rng.choice([1.0, 100.0, 500.0, 1000.0])
         play["mishaps"].append(mishap)
     return play
@@ -186,7 +191,6 @@ class Campaign:
             except (Killed, LeadershipLost):
                 self.deaths += 1
                 played.bury()
-                played.audit.look_at_the_journal()
                 if self.rng.random() < 0.5:
                     played.pass_time(self.rng.choice([1.0, 60.0, 600.0]))
         self._check(loop)
@@ -272,12 +276,16 @@ class Campaign:
         audit.at_the_end()
         for action in ("convert", "note"):
             found = audit.actions(action)
-            assert found == audit.occurrences, f"5: {action} for {found}, but the logs say {audit.occurrences}"
+            assert found == audit.occurrences, (
+                f"5: {action} for {found}, but the logs say {audit.occurrences}"
+            )
         if played.setup.rehearsal:
             return
         done = sum(len(offsets) for offsets in audit.occurrences.values())
         ran = [process for process in played.world.processes if process.task.name == "convert"]
-        once = Counter(process.task.attempt_dir for process in ran if process.ended and not process.ended.exit_code)
+        once = Counter(
+            process.task.attempt_dir for process in ran if process.ended and not process.ended.exit_code
+        )
         assert len(once) == done and set(once.values()) <= {1}, f"5: {done} occurrences, {once} conversions"
         self._each_line_once("notes", done)
         told = sum(1 for event in audit.events if isinstance(event, (ev.RestartScheduled, ev.JobEnded)))
@@ -331,7 +339,10 @@ def soak(first: int, seeds: int, processes: int) -> int:
                 failed += 1
                 print(f"{repeat_line(seed)}  # {what}", flush=True)
             if number % max(1, seeds // 20) == 0:
-                print(f"{number} of {seeds} seeds, {time.monotonic() - started:.0f} s, {failed} failed", flush=True)
+                print(
+                    f"{number} of {seeds} seeds, {time.monotonic() - started:.0f} s, {failed} failed",
+                    flush=True,
+                )
     verdicts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     print(f"{seeds} seeds: {failed} failed; {events} events, {deaths} deaths of the loop; jobs: {verdicts}")
     return failed
