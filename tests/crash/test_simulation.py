@@ -1,4 +1,4 @@
-"""Whole campaigns under seeded faults, checked against the nine invariants at every step; `make soak` for more."""
+"""Whole campaigns under seeded faults, held to the nine invariants at every step; `make soak` plays more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK, BLOCKS = 10, 20
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_no_fault_breaks_an_invariant(block: int) -> None:
-    """Outages, lost answers, dead nodes, deaths and stops of the loop, clocks that jump: two hundred seeds."""
+    """Outages, lost answers, dead nodes, deaths and stops of the loop, clocks that jump: 200 seeds."""
     for seed in range(block * BLOCK, (block + 1) * BLOCK):
         try:
             play(seed)
@@ -33,7 +33,7 @@ def test_a_seed_gives_the_same_campaign_each_time() -> None:
 
 
 def test_the_seeds_reach_what_they_are_for() -> None:
-    """Deaths, stops, adopted and withdrawn submissions, lost copies, restarts, every verdict are among them."""
+    """Deaths, stops, adopted and withdrawn submissions, lost copies, restarts, every verdict."""
     seen: Counter[str] = Counter()
     for seed in range(15):
         campaign = play(seed)

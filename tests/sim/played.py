@@ -11,11 +11,10 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deaths import Fatal
 from invariants import Audit
 from world import Script, SimConfig, SimScheduler, World
 

@@ -1,4 +1,4 @@
-"""Whole campaigns under seeded faults, each repeatable by its seed: `python tests/sim/simulation.py --seed 4711`.
+"""Whole campaigns under seeded faults; `python tests/sim/simulation.py --seed 4711` repeats one.
 
 A seed draws the jobs and how they go wrong, the rules, the habits of the cluster, what befalls it, when the
 loop is killed and its clock is set, and what a person does. For some hours of virtual time all of it happens;
@@ -274,25 +274,24 @@ class Campaign:
         played, audit = self.played, self.played.audit
         audit.look_at_the_journal()
         audit.at_the_end()
-        for action in ("convert", "note"):
-            found = audit.actions(action)
-            assert found == audit.occurrences, (
-                f"5: {action} for {found}, but the logs say {audit.occurrences}"
-            )
-        if played.setup.rehearsal:
-            return
-        done = sum(len(offsets) for offsets in audit.occurrences.values())
-        ran = [process for process in played.world.processes if process.task.name == "convert"]
-        once = Counter(
-            process.task.attempt_dir for process in ran if process.ended and not process.ended.exit_code
-        )
-        assert len(once) == done and set(once.values()) <= {1}, f"5: {done} occurrences, {once} conversions"
-        self._each_line_once("notes", done)
-        told = sum(1 for event in audit.events if isinstance(event, (ev.RestartScheduled, ev.JobEnded)))
-        self._each_line_once("told", told)
+        check_actions(played)
 
-    def _each_line_once(self, name: str, number: int) -> None:
-        path = self.played.root / name
+
+def check_actions(played: Played) -> None:
+    """5, of the RULES: each line of a log that announces a checkpoint is acted on exactly once, and told."""
+    audit = played.audit
+    for action in ("convert", "note"):
+        found = audit.actions(action)
+        assert found == audit.occurrences, f"5: {action} for {found}, but the logs say {audit.occurrences}"
+    if played.setup.rehearsal:
+        return
+    done = sum(len(offsets) for offsets in audit.occurrences.values())
+    ran = [process for process in played.world.processes if process.task.name == "convert"]
+    once = Counter(each.task.attempt_dir for each in ran if each.ended and not each.ended.exit_code)
+    assert len(once) == done and set(once.values()) <= {1}, f"5: {done} occurrences, {once} conversions"
+    told = sum(1 for event in audit.events if isinstance(event, (ev.RestartScheduled, ev.JobEnded)))
+    for name, number in (("notes", done), ("told", told)):
+        path = played.root / name
         lines = path.read_text().splitlines() if path.exists() else []
         assert len(lines) == number, f"5: {number} are due in {name}, {len(lines)} are there"
 
