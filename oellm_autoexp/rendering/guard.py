@@ -5,7 +5,7 @@ Copied beside the scripts and run on compute nodes by `python3 guard.py -- COMMA
 only, Python 3.6 or newer, Linux. It claims the attempt by hard-linking a complete file, which is atomic on
 NFS too (link(2)): of two copies of an attempt one runs, the other exits 79. The same scheduler id with a
 higher restart count takes over with the next generation. A copy that the scheduler has lost (its node was cut
-off, say) ends when it sees the claim of a later start: of this attempt, or of one with a higher number beside it.
+off, say) ends when it sees the claim of a later start: of this attempt, or of one with a higher number.
 
 Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID (else Slurm's), AUTOEXP_RESTART_COUNT (else
 Slurm's), AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60": sent that many seconds before the limit),

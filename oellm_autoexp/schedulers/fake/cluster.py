@@ -300,7 +300,8 @@ class FakeCluster:
         other = owner is not None and (owner.job != job.id or owner.restarts >= job.restarts)
         if other or (owner is None and self._files.withdrawn(request.attempt_dir)):
             who = f"{owner.job} on {owner.nodes[0]}" if owner is not None else "nobody"
-            self._files.append(request.log_path, f"autoexp guard: attempt is owned by {who}; this copy ends\n")
+            said = f"autoexp guard: attempt is owned by {who}; this copy ends\n"
+            self._files.append(request.log_path, said)
             self.at(self.now, self._exits, run, EXIT_CLAIM_LOST, False)
             return
         if owner is not None:

@@ -44,7 +44,7 @@ class JobFiles:
             claim = guard_files.claim_file(Path(attempt_dir)).read_bytes()
         except OSError:
             return False
-        return json.loads(claim)["scheduler_id"] == guard_files.WITHDRAWN
+        return bool(json.loads(claim)["scheduler_id"] == guard_files.WITHDRAWN)
 
     def skip(self) -> None:
         """Take what was gathered as written: it was, by an earlier process."""
