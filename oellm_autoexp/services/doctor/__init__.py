@@ -27,7 +27,7 @@ CHECKS: Sequence[tuple[str, Look]] = (
     ("sessions", machine.sessions),
     ("disk", places.written),
     ("file system", places.file_systems),
-    ("space", places.space),
+    ("space", places.room),
     ("commands", cluster.commands),
     ("controller", cluster.controller),
     ("accounting", cluster.accounting),

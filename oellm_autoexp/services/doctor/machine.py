@@ -14,15 +14,15 @@ from oellm_autoexp import __version__
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import StateError
+from oellm_autoexp.planning.provenance import redacted
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.schedulers.slurm_commands import clean_environment
+from oellm_autoexp.schedulers.slurm_text import options_of_shell
 from oellm_autoexp.services.doctor.site import Finding, Site, fault, ok, warning
 from oellm_autoexp.services.plan import require_group
 from oellm_autoexp.services.session import known_sessions
 from oellm_autoexp.store.journal import leader_alive
 
-#: Variables of sbatch whose option has another name (sbatch(1)).
-_OPTION_OF = {"TIMELIMIT": "time", "CONSTRAINT": "constraint", "NO_REQUEUE": "no-requeue"}
 _IMAGE = re.compile(r"\S+\.(?:sif|img|sqsh|squashfs)")
 
 
@@ -44,12 +44,11 @@ def shell(site: Site) -> Iterator[Finding]:
             f"this shell is inside job {job}: when that ends, so does a loop that is started here",
             "start it on a login node; what is submitted gets none of the job's SLURM_* variables",
         )
-    for name in names:
-        if name.startswith("SBATCH_"):
-            word = name.removeprefix("SBATCH_")
-            key = _OPTION_OF.get(word, word.lower().replace("_", "-"))
-            what = f"{name} is set in this shell; sbatch would take it as --{key}, jobs of a session do not"
-            yield warning(what, f"where it is wanted, write slurm.sbatch.{key}")
+    for name, option in options_of_shell(site.environ).items():
+        taken = redacted(option, name)
+        what = f"{name} is set in this shell; sbatch would take it as {taken}, a session does not"
+        key = option.removeprefix("--").partition("=")[0]
+        yield warning(what, f"where it is wanted, write slurm.sbatch.{key}")
     others = [name for name in names if not name.startswith(("SBATCH_", "SLURM_"))]
     if others:
         what = f"{', '.join(others)} of this shell have no effect on a session"

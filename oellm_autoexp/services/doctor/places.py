@@ -12,6 +12,7 @@ from pathlib import Path
 
 from oellm_autoexp.core.verdict import format_duration
 from oellm_autoexp.monitor import wake
+from oellm_autoexp.services import space
 from oellm_autoexp.services.doctor.site import Finding, Site, fault, ok, warning
 
 #: Tries of which the median counts.
@@ -20,8 +21,8 @@ TRIES = 5
 SLOW_FSYNC_S = 0.2
 #: Deadlines that jobs are told are this machine's time.
 SKEW_S = 30.0
-#: A loop writes little, and training much: below this a submission is not worth beginning.
-FREE_BYTES, FREE_INODES = 1 << 30, 10_000
+#: Of a campaign of a few hundred jobs.
+FREE_FILES = 10_000
 #: File systems that a reboot empties.
 FLEETING = frozenset({"tmpfs", "ramfs"})
 #: How long a change may take to be noticed.
@@ -123,20 +124,24 @@ def _wakes(site: Site, place: Path, label: str) -> Iterator[Finding]:
         yield warning(what, "raise fs.inotify.max_user_instances and max_user_watches (inotify(7))")
 
 
-def space(site: Site) -> Iterator[Finding]:
-    """Room for files: bytes and inodes that this user may still take, as far as the file system says."""
+def room(site: Site) -> Iterator[Finding]:
+    """Room for files: what the file system and this user's quota leave."""
     for place, labels in site.places.items():
-        label, room = _label(place, labels), os.statvfs(place)
-        free = room.f_bavail * room.f_frsize
-        what = f"{label}: {free / (1 << 30):.1f} GiB free"
-        # Some file systems (btrfs, some network ones) make inodes as they need them and count none.
-        counted = room.f_files > 0
-        if counted:
-            what += f", {room.f_favail:,} inodes"
-        if free < FREE_BYTES or (counted and room.f_favail < FREE_INODES):
-            yield fault(what, "make room, or set project.base_output_dir to where there is more")
-        else:
-            yield ok(what)
+        label = _label(place, labels)
+        for each in space.rooms(place):
+            counts = []
+            if each.bytes_free is not None:
+                counts.append(space.size(max(0, each.bytes_free)))
+            if each.files_free is not None:
+                counts.append(f"{max(0, each.files_free):,} files")
+            if not counts:
+                continue
+            what = f"{label}: {each.what} leaves room for {', '.join(counts)}"
+            is_low = each.bytes_free is not None and each.bytes_free < space.LOW_BYTES
+            if is_low or (each.files_free is not None and each.files_free < FREE_FILES):
+                yield fault(what, "make room, or set project.base_output_dir to where there is more")
+            else:
+                yield ok(what)
 
 
 def _label(place: Path, labels: tuple[str, ...]) -> str:
