@@ -265,7 +265,7 @@ class FakeCluster:
         self._scheduling = False
         if self.silent:
             return  # It is made up for when the controller is back.
-        pending = [job for job in self.jobs.values() if job.pending]
+        pending = [job for job in self.jobs.values() if job.state == "PENDING"]
         running = [job for job in self.jobs.values() if job.nodes and not job.ended]
         reasons = [job.reason for job in pending]
         for job, nodes in starts(self.scenario.cluster, pending, running, self.nodes, self.now):

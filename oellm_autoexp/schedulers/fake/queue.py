@@ -1,6 +1,6 @@
 """The queue of the fake cluster: who starts now, on which nodes, and why the others wait.
 
-First come, first served within a priority; a job behind the first that does not fit may start where that
+First come, first served; a job behind the first that does not fit may start where that
 delays it by nothing (backfill). The words are those of squeue(1).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from oellm_autoexp.schedulers.fake.run import JobRequest, Run
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault, ClusterHabits, Partition
@@ -16,6 +17,10 @@ PRIORITY, RESOURCES, BEGIN_TIME = "Priority", "Resources", "BeginTime"
 #: More nodes are excluded than the job can do without.
 BAD_CONSTRAINTS = "BadConstraints"
 NO_NODES = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"
+
+
+#: Partition, nodes, time limit and excluded nodes of a job.
+_Wish = tuple[str, int, float, frozenset[str]]
 
 
 @dataclass(slots=True)
@@ -30,7 +35,6 @@ class FakeJob:
     time_limit: float
     state: str = "PENDING"
     reason: str = PRIORITY
-    priority: int = 0
     #: The nodes that it may not be given, as it stands now.
     exclude: frozenset[str] = frozenset()
     eligible_at: float = 0.0
@@ -49,6 +53,12 @@ class FakeJob:
     life: int = 0
     #: How it will end once its processes are gone: state and reason.
     verdict: tuple[str, str] | None = None
+    #: Its place in the queue.
+    order: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        number, _, task = self.id.partition("_")
+        self.order = int(number), int(task or 0)
 
     @property
     def pending(self) -> bool:
@@ -57,11 +67,6 @@ class FakeJob:
     @property
     def ended(self) -> bool:
         return self.state not in ("PENDING", "RUNNING", "COMPLETING")
-
-    @property
-    def order(self) -> tuple[int, float, int]:
-        number, _, task = self.id.partition("_")
-        return -self.priority, float(number), int(task or 0)
 
 
 @dataclass(slots=True)
@@ -89,6 +94,9 @@ class Node:
     def in_service(self) -> bool:
         """Whether the controller would start something there."""
         return self.known_up and not self.drained_until
+
+
+_ORDER = attrgetter("order")
 
 
 def partition_of(habits: ClusterHabits, name: str) -> Partition | None:
@@ -121,6 +129,20 @@ def size_of(habits: ClusterHabits, partition: Partition) -> int:
     return min(habits.size, partition.nodes if partition.nodes is not None else habits.size)
 
 
+def _outlook(
+    habits: ClusterHabits, job: FakeJob, nodes: Mapping[str, Node], names: Sequence[str]
+) -> tuple[str, int]:
+    """Why a job cannot start, however many nodes are free ("" if it can); how many it may choose from."""
+    partition = partition_of(habits, job.request.partition)
+    assert partition is not None
+    size = size_of(habits, partition)
+    reason = never(habits, job, partition, names)
+    if not reason:
+        believed = sum(1 for name in names[:size] if name not in job.exclude and nodes[name].in_service)
+        reason = NO_NODES if believed < job.request.nodes else ""
+    return reason, size
+
+
 def starts(
     habits: ClusterHabits,
     pending: Iterable[FakeJob],
@@ -132,35 +154,33 @@ def starts(
     names = list(nodes)
     free = [name for name in names if nodes[name].free]
     position = {name: number for number, name in enumerate(names)}
-    #: By how many of the first nodes a job may have, without which: how many are up, as the controller
-    #: believes, and which are free.
-    believed: dict[tuple[int, frozenset[str]], int] = {}
+    #: By what jobs ask for: why they cannot start whatever becomes free, and how many nodes they choose from.
+    known: dict[_Wish, tuple[str, int]] = {}
+    #: By how many of the first nodes a job may have, without which: those that are free.
     free_of: dict[tuple[int, frozenset[str]], list[str]] = {}
     found: list[tuple[FakeJob, tuple[str, ...]]] = []
     #: Of the first that did not fit, by its partition: until when, and how many nodes it leaves over.
     shadows: dict[str, tuple[float, int]] = {}
-    for job in sorted(pending, key=lambda job: job.order):
-        partition = partition_of(habits, job.request.partition)
-        assert partition is not None
+    for job in sorted(pending, key=_ORDER):
         if job.held or now < job.eligible_at:
             job.reason = job.held or (BEGIN_TIME if job.restarts else PRIORITY)
             continue
-        reason = never(habits, job, partition, names)
-        size = size_of(habits, partition)
-        key = size, job.exclude
-        if key not in believed:
-            mine = [name for name in names[:size] if name not in job.exclude]
-            believed[key] = sum(1 for name in mine if nodes[name].in_service)
-        if not reason and believed[key] < job.request.nodes:
-            reason = NO_NODES
+        wanted = job.request.nodes
+        wish = job.request.partition, wanted, job.time_limit, job.exclude
+        if wish not in known:
+            known[wish] = _outlook(habits, job, nodes, names)
+        reason, size = known[wish]
         if reason:
             job.reason = reason
             continue
         shadow = shadows.get(job.request.partition)
+        if not free and shadow is not None:
+            job.reason = PRIORITY
+            continue
+        key = size, job.exclude
         if key not in free_of:
             free_of[key] = [name for name in free if position[name] < size and name not in job.exclude]
         mine = free_of[key]
-        wanted = job.request.nodes
         fits = wanted <= len(mine)
         if fits and shadow is not None:
             fits = now + job.time_limit <= shadow[0] or wanted <= shadow[1]
