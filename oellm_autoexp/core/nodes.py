@@ -163,6 +163,14 @@ class NodeLedger:
         ages = ((each.weight, max(0.0, now - each.at)) for each in self._of(node))
         return math.fsum(weight * math.pow(2.0, -age / half_life_s) for weight, age in ages)
 
+    def excluded(self, now: float, rules: NodeExclusion | None) -> frozenset[str]:
+        """The nodes that are left out where nothing bounds how many."""
+        weighed = self.evidence if rules is not None else ()
+        found = [
+            node for node in weighed if rules is not None and self.score(node, now, rules) >= rules.threshold
+        ]
+        return frozenset([*self.by_user, *found])
+
     def suspects(self, now: float, rules: NodeExclusion | None) -> list[Suspect]:
         """Whom a person has excluded, then everybody else, worst first; without `rules` only the former."""
         found = []

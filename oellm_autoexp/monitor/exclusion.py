@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
@@ -108,7 +108,7 @@ class Exclusion:
         if not self.possible or not queued:
             return
         ledger, left = self._session.nodes, UPDATES
-        excluded = frozenset(each.node for each in ledger.suspects(now, self._rules) if each.excluded)
+        excluded = ledger.excluded(now, self._rules)
         standing = excluded, frozenset(ledger.evidence)
         for name in queued:
             job = jobs[name]
@@ -119,14 +119,16 @@ class Exclusion:
             key = name, attempt.number
             if self._looked_at.get(key) == standing:
                 continue
-            wanted = self.of([job], now)
-            if self._differs(attempt, wanted):
+            # Most often nothing can differ, and nobody need be asked what the job could be given.
+            may_differ = self._differs(attempt, excluded)
+            wanted = self.of([job], now) if may_differ else ()
+            if may_differ and self._differs(attempt, wanted):
                 if left == 0 or not self._update(name, attempt, wanted, now):
                     return
                 left -= 1
             self._looked_at[key] = standing
 
-    def _differs(self, attempt: Attempt, wanted: Sequence[str]) -> bool:
+    def _differs(self, attempt: Attempt, wanted: Collection[str]) -> bool:
         """A node came to the list, or was forgiven. One whose score has only faded is not worth a call."""
         ledger = self._session.nodes
         gone = [
