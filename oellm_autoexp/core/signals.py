@@ -287,7 +287,7 @@ class Findings:
             self.counters[counter] = max(float(number), self.counters.get(counter, -math.inf))
 
     def report(self, line: str) -> bool:
-        """Take over what an `@autoexp` line says of metrics, progress and checkpoints; False: it is none."""
+        """Take over what an `@autoexp` line says of metrics, progress and checkpoints; whether of the last."""
         said = parse_report(line)
         if said is None:
             return False
@@ -299,11 +299,12 @@ class Findings:
         if isinstance(progress, dict):
             for name, value in progress.items():
                 self.count(name, value)
-        if isinstance(said.get("checkpoint"), str):
-            if isinstance(said.get("step"), (int, float)):
-                self.count(CHECKPOINT_STEP, said["step"])
-            else:
-                self.checkpoints += 1
+        if not isinstance(said.get("checkpoint"), str):
+            return False
+        if isinstance(said.get("step"), (int, float)):
+            self.count(CHECKPOINT_STEP, said["step"])
+        else:
+            self.checkpoints += 1
         return True
 
 

@@ -124,8 +124,8 @@ class Matcher:
         for start, end, rules in plan.candidates(block):
             line = block.data[start:end].decode("utf-8", "replace")
             for rule in rules:
-                if rule is CHECKPOINT_REPORT:
-                    out.report(line)
+                if rule is CHECKPOINT_REPORT and (not out.report(line) or self._told):
+                    continue
                 self._apply(rule, line, block.base + start, generation, out)
         for rule in self._gauges:
             self._read_gauge(rule, block, out)
@@ -135,7 +135,7 @@ class Matcher:
         if rule.limit is not None and _retired(rule, out.matches):
             return
         fields = rule.find(line)
-        if fields is None or (rule is CHECKPOINT_REPORT and self._told):
+        if fields is None:
             return
         out.matches[rule.name] = out.matches.get(rule.name, 0) + 1
         if rule.measures:
