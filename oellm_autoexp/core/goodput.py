@@ -22,9 +22,9 @@ What is known and what is an estimate (`Basis`):
   when it was read, but never after the attempt's end.
 - With *checkpoints*, rolled back is what came after the newest one that an attempt without success reported.
   That the next attempt goes on from it is an assumption; the journal cannot show it. A declared counter
-  passes its old mark only when the lost work has been repeated, so so much of the time before the first
-  progress counts as work again (at the old pace: an estimate). Where checkpoints are the only progress, the
-  mean time between two of them counts as work before the first one (an estimate).
+  passes its old mark only when the lost work has been repeated and one more step is done, so so much of the
+  time before the first progress counts as work (at the old pace: an estimate). Where checkpoints are the
+  only progress, the mean time between two of them counts as work before the first one (an estimate).
 - With *counters* alone it is not known where an attempt went on. From its start to the first new mark it
   starts up and repeats: the sum is known; that starting up took as long as in the job's quickest attempt
   with nothing to repeat is an estimate, and the rest is rolled back.

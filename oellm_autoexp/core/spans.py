@@ -10,6 +10,9 @@ from enum import Enum
 
 from oellm_autoexp.core.model import JobSpec, JobState, mode_root
 
+#: So many steps of a counter tell how long one takes.
+FEWEST_STEPS = 10
+
 
 class Part(str, Enum):
     """What a stretch of time was spent on."""
@@ -64,6 +67,9 @@ class Try:
     first: int | None = None
     last: int | None = None
     counted: int | None = None
+    #: The last progress of a counter, and how many looks found one.
+    last_counted: int | None = None
+    counts: int = 0
     #: The first and last checkpoint, and how many looks found one.
     first_saved: int | None = None
     saved: int | None = None
@@ -74,6 +80,8 @@ class Try:
         self.last = at
         if not saved:
             self.counted = at if self.counted is None else self.counted
+            self.counts += self.last_counted != at
+            self.last_counted = at
         elif self.saved != at:
             self.first_saved = at if self.first_saved is None else self.first_saved
             self.saved = at
@@ -180,6 +188,10 @@ class Teller:
         saved = sum((each.saved or 0) - (each.first_saved or 0) for each in tries if each.saves > 1)
         #: The mean time between two checkpoints; 0 where it is not known.
         self._cadence = saved // between if between else 0
+        steps = sum(each.counts - 1 for each in tries if each.counts > 1)
+        counted = sum((each.last_counted or 0) - (each.counted or 0) for each in tries if each.counts > 1)
+        #: The mean time between two marks of a counter; 0 where too few are known.
+        self._beat = counted // steps if steps >= FEWEST_STEPS else 0
         #: Work since the newest checkpoint that the next attempt has to repeat.
         self._to_repeat = 0
         #: The quickest start-up with nothing to repeat; None: there was none yet.
@@ -264,7 +276,8 @@ class Teller:
                 return first, first
             quickest = waited if self._quickest is None else self._quickest
             return start + min(waited, quickest), first
-        worked = self._to_repeat if each.counted == each.first else self._cadence
+        # The first mark that is new comes one beat after the old ones.
+        worked = self._to_repeat + self._beat if each.counted == each.first else self._cadence
         up = first - min(worked, waited)
         return up, up
 

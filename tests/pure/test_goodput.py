@@ -170,6 +170,15 @@ def test_what_came_after_the_newest_checkpoint_is_rolled_back() -> None:
     assert parts([*crashed, *again, (300, "succeeded")], 999) == found
 
 
+def test_the_step_to_the_first_new_mark_is_work_where_it_is_known_how_long_one_takes() -> None:
+    """A counter is read every 60 s: what a start needed beside the lost work and that step is start-up."""
+    steps: list[Step] = [(0, "submit"), (0, "run")]
+    steps += [(at, "count") for at in range(90, 90 + 60 * 12, 60)]
+    steps += [(800, "save"), (810, "end", "crash"), (810, "again"), (810, "submit"), (810, "run")]
+    steps += [(900, "count"), (1000, "end", "success"), (1000, "succeeded")]
+    assert parts(steps, 2000) == {START_UP: 30 + 30, PRODUCTIVE: 770 + 160, ROLLED_BACK: 10}
+
+
 def test_what_an_attempt_without_a_checkpoint_did_is_lost() -> None:
     steps: list[Step] = [
         (0, "submit"),
