@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -31,32 +32,32 @@ RULES = [
     rule("over", r"ved: a|memor", action="overlap"),
 ]
 
-PIECES = st.sampled_from(
-    [
-        b"saved: a/b\n",
-        b"saved: \xff\n",
-        b"12 x\n",
-        b"Out Of MEMORY",
-        b"error",
-        b"\r",
-        b"\n",
-        b"\0",
-        b"noise ",
-        b"sav",
-        b"ed: ab",
-        "größe\n".encode(),
-        b"\xe2\x82",
-        b"\xf0\x9f\x99",
-        b"x" * (MAX_LINE - 3),
-        b"x" * (MAX_LINE - 1),
-    ]
-)
+BYTES = [
+    b"saved: a/b\n",
+    b"saved: \xff\n",
+    b"12 x\n",
+    b"Out Of MEMORY",
+    b"error",
+    b"\r",
+    b"\n",
+    b"\0",
+    b"noise ",
+    b"sav",
+    b"ed: ab",
+    "größe\n".encode(),
+    b"\xe2\x82",
+    b"\xf0\x9f\x99",
+    b"x" * (MAX_LINE - 3),
+    b"x" * (MAX_LINE - 1),
+]
+PIECES = st.sampled_from(BYTES)
 LOGS = st.lists(PIECES, max_size=25).map(b"".join)
 
 
-def oracle(data: bytes) -> list[tuple[int, str]]:
-    """Every match of every rule on every line, by `re` alone."""
-    found, counts = [], dict[str, int]()
+def oracle(data: bytes, counts: dict[str, int] | None = None) -> list[tuple[int, str]]:
+    """Every match of every rule on every line, by `re` alone; `counts`: of the matches in earlier files."""
+    found = []
+    counts = {} if counts is None else counts
     start = 0
     for line in re.split(rb"[\n\r\0]", data):
         for cut in range(0, len(line), MAX_LINE):
@@ -167,6 +168,50 @@ def test_truncation_and_rotation_start_a_generation(tmp_path: Path, steps: list[
     assert {offset for _, offset in found} <= merged
     assert len(found) == len(set(found))
     assert found[0] == (0, 0)
+
+
+SHORT = [piece for piece in BYTES if len(piece) < 100]
+
+
+def whole(data: bytes) -> bytes:
+    """The lines that have an end, and the parts that a line is cut into while it has none."""
+    start = max(data.rfind(end) for end in (b"\n", b"\r", b"\0")) + 1
+    return data[: start + (len(data) - start) // MAX_LINE * MAX_LINE]
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_ten_thousand_lives_of_a_log_give_the_signals_of_its_whole_files(tmp_path: Path, block: int) -> None:
+    """Any bytes in any chunks, read at any times with any budget; rotated, cut and rewritten at will."""
+    watcher = LogWatcher(RULES)
+    for seed in range(block * 1000, (block + 1) * 1000):
+        rng, path = random.Random(seed), tmp_path / "log"
+        path.unlink(missing_ok=True)
+        cursor, matches, counts = Cursor(), dict[str, int](), dict[str, int]()
+        files = rng.choice([1, 1, 2, 3])
+        for number in range(files):
+            pieces = [rng.choice(SHORT) for _ in range(rng.randrange(30))]
+            if rng.random() < 0.03:
+                pieces.insert(rng.randrange(len(pieces) + 1), b"x" * (MAX_LINE - rng.choice([1, 3])))
+            # A file that begins as the one before did, and is as long, cannot be told from it.
+            data = b"".join([f"file {number}\n".encode(), *pieces])
+            budget = rng.choice([MAX_LINE + 1, 1 << 20])
+            signals: list[Any] = []
+            if rng.random() < 0.5:
+                path.unlink(missing_ok=True)
+            with path.open("wb", buffering=0) as file:
+                position, last = 0, number == files - 1
+                while position < len(data):
+                    size = rng.choice([1, 7, 40, 400, len(data)])
+                    file.write(data[position : position + size])
+                    position += size
+                    looks = rng.choice([0, 1, 2]) if position < len(data) else 1
+                    while looks:
+                        drain = last and position >= len(data)
+                        seen = watcher.look("log", path, cursor, matches, max_bytes=budget, drain=drain)
+                        cursor, matches = seen.cursor, seen.findings.matches
+                        signals += seen.findings.signals
+                        looks -= not seen.more
+            assert found_in(signals) == oracle(data if last else whole(data), counts), seed
 
 
 @pytest.mark.parametrize("fast", [True, False])
