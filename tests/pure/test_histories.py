@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from histories import summary
 
+from oellm_autoexp.core.events import KINDS
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.store.journal import read
@@ -25,3 +26,10 @@ def test_a_history_is_read_as_it_was_meant(history: Path, tmp_path: Path) -> Non
     for event in read(paths).events:
         session.apply(event)
     assert summary(session) == json.loads((history / "summary.json").read_text())
+
+
+def test_every_kind_of_record_stands_in_a_history() -> None:
+    """A kind that is new needs one: `python tests/sim/histories.py` writes it."""
+    segments = [path for history in HISTORIES for path in (history / "journal").iterdir()]
+    kinds = {json.loads(line)["k"] for path in segments for line in path.read_text().splitlines()}
+    assert KINDS.keys() <= kinds, KINDS.keys() - kinds

@@ -1,7 +1,9 @@
-"""Write a history for later versions to read: `python tests/sim/histories.py tests/data/histories/VERSION`.
+"""Write histories for later versions to read: `python tests/sim/histories.py tests/data/histories/VERSION`.
 
-A journal of two leaders, the first of which dies, and beside it what it adds up to. Hosts, processes,
-paths in it are made up. A version that changes the form of records adds a history and keeps the older ones.
+VERSION is a journal of two leaders, the first of which dies; VERSION-cluster is one of a sweep on the fake
+cluster that meets all the rest of what a journal can say. Beside each stands what it adds up to. Hosts,
+processes, paths in them are made up. A version that changes the form of records, or has new kinds of them,
+adds a history and keeps the older ones.
 """
 
 from __future__ import annotations
@@ -9,14 +11,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from played import Played, Setup
 from world import FOREVER, Script, Stage, World
 
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.session import Session
+from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 from oellm_autoexp.store import inbox
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.leader import Leader
@@ -100,8 +106,72 @@ def played() -> Stage:
     return stage
 
 
+#: Kinds that are recorded as they are, at the end of the sweep.
+MADE_UP: tuple[ev.Event, ...] = (
+    ev.JobUnplanned(at=0.0, job="long"),
+    ev.CanaryProved(at=0.0, job="long", why="it succeeded"),
+    ev.NodesSuspected(at=0.0, nodes=("node2",), weight=1.0, what="node failure", job="long", attempt=1),
+    ev.NodesTrusted(at=0.0, nodes=("node2",), job="long", attempt=2),
+    ev.ExclusionUpdated(at=0.0, job="long", attempt=2, exclude=("node2",)),
+)
+
+
+def swept() -> Played:
+    """A sweep that is held back, fails, is retried, updated, and loses sight of a job."""
+    lines = ["KeyError: 'lr'"]
+    dies = {"work": 600, "startup": 1, "mishaps": [{"kind": "exit", "after": 1, "lines": lines}]}
+    lost = {"work": 600, "startup": 1, "mishaps": [{"kind": "kill", "after": 30, "attempts": 1}]}
+    habits = {
+        "nodes": 2,
+        "queue_wait": 60,
+        "accounting": False,
+        "min_job_age": 1,
+        "max_array_size": 2,
+        "requeue": False,
+    }
+    setup = Setup(
+        jobs=["long", "bad1", "bad2", "bad3"],
+        rules={
+            "actions": {
+                "tell": {
+                    "class_name": "AppendAction",
+                    "path": f"{ROOT}/told",
+                    "text": "{job}",
+                    "on": ["job_failed"],
+                }
+            }
+        },
+        scenario={"cluster": habits, "jobs": [{"match": "bad*", **dies}, {"match": "long", **lost}]},
+        max_jobs=2,
+        breaker=2,
+    )
+    ROOT.mkdir()
+    played = Played(ROOT, setup)
+    played.client.befall(ClusterFault(kind="outage", at=0.0, lasts=30.0))
+    loop = played.submit()
+    played.run(loop)
+    loop = played.lead()
+    inbox.drop(
+        played.paths, Effects(), "exclude", {"nodes": ["node9"], "why": "smokes"}, now=played.clock.now()
+    )
+    inbox.drop(played.paths, Effects(), "forgive", {"nodes": ["node9"]}, now=played.clock.now())
+    played.client.befall(ClusterFault(kind="node_fail", node="node1", at=0.0, lasts=90.0))
+    played.drop("retry", "bad2")
+    played.run(loop)
+    loop = played.lead()
+    spec = replace(loop.session.jobs["bad1"].spec, id="id-mended", parameters={"point": "mended"})
+    loop.record(ev.JobUpdated(at=played.clock.now(), job="bad1", spec=spec, again=True))
+    played.drop("retry", "bad1")
+    played.run(loop)
+    loop = played.lead()
+    for event in MADE_UP:
+        loop.record(replace(event, at=played.clock.now()))
+    played.run(loop)
+    return played
+
+
 def main(target: Path) -> None:
-    """Write the journal and its sum."""
+    """Write the journals and their sums."""
     made_up = Leader(host="login1", boot_id="boot", pid=1000, pid_start="1", started_at=1000.0)
     shutil.rmtree(ROOT, ignore_errors=True)
     with (
@@ -109,13 +179,22 @@ def main(target: Path) -> None:
         mock.patch.object(Leader, "alive_here", lambda _self: False),
     ):
         stage = played()
-        target.mkdir(parents=True)
-        shutil.copytree(stage.paths.journal, target / "journal")
-        kinds = {event.kind for event in stage.events}
-        print("not in it:", sorted(ev.KINDS.keys() - kinds))
-        text = json.dumps(summary(stage.replayed()), indent=2, ensure_ascii=False)
-        (target / "summary.json").write_text(text + "\n")
-    shutil.rmtree(ROOT)
+        told = {event.kind for event in stage.events}
+        write(target, stage.paths, stage.replayed())
+        shutil.rmtree(ROOT)
+        sweep = swept()
+        write(target.with_name(f"{target.name}-cluster"), sweep.paths, sweep.audit.session)
+        shutil.rmtree(ROOT)
+        told |= {event.kind for event in sweep.audit.events}
+        assert told == ev.KINDS.keys(), f"not in them: {sorted(ev.KINDS.keys() - told)}"
+
+
+def write(target: Path, paths: SessionPaths, session: Session) -> None:
+    """One history and its sum."""
+    target.mkdir(parents=True)
+    shutil.copytree(paths.journal, target / "journal")
+    text = json.dumps(summary(session), indent=2, ensure_ascii=False)
+    (target / "summary.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class Audit:
             self._limits = in_force(event.config.get("restart_policies", {}))
         elif isinstance(event, ev.JobAdded):
             self._allowed[event.spec.name] += 1
-        elif isinstance(event, ev.JobRetried):
+        elif isinstance(event, ev.JobRetried) or (isinstance(event, ev.JobUpdated) and event.again):
             self._allowed[event.job] += 1
             self._charged.update({key: -n for key, n in self._charged.items() if key[0] == event.job})
         elif isinstance(event, ev.RestartScheduled):
