@@ -8,7 +8,7 @@ DEMO := examples/demo/sweep.yaml
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help demo demo-clean demo-picture test lint types contracts dead format package bench docs check clean
+.PHONY: help demo demo-clean demo-picture test lint types contracts dead format package bench soak docs check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -60,6 +60,13 @@ format: $(VENV)/dev.done  ## let ruff write
 
 bench: $(VENV)/dev.done  ## print the figures of benchmarks/ (no test: a machine's figures are its own)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+SEEDS ?= 10000
+EXAMPLES ?= 2000
+
+soak: $(VENV)/dev.done  ## play SEEDS=10000 campaigns of faults and EXAMPLES=2000 histories, on all CPUs
+	$(BIN)/python tests/sim/simulation.py --seeds $(SEEDS)
+	AUTOEXP_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q --timeout 0 tests/crash/test_machine.py
 
 # ---------------------------------------------------------------- environments
 

@@ -202,12 +202,18 @@ class Performer:
             OSError, ValueError: it cannot be told.
         """
         known = {ref.task: ref for ref in refs}
-        for task, (name, number) in enumerate(self._session.submissions[token].jobs):
+        submission = self._session.submissions[token]
+        for task, (name, number) in enumerate(submission.jobs):
             if task not in known:
                 owner = self._withdraw(self._paths.attempt(name, number))
                 if owner is not None:
-                    cluster = self._scheduler.cluster
-                    known[task] = SchedulerRef(id=owner.scheduler_id, cluster=cluster, token=token, task=task)
+                    known[task] = SchedulerRef(
+                        id=owner.scheduler_id,
+                        cluster=self._scheduler.cluster,
+                        token=token,
+                        task=task,
+                        submitted_at=submission.spawned_at or submission.requested_at,
+                    )
         del self._not_found[token]
         if known:
             self._record(ev.SubmitAccepted(at=now, token=token, refs=tuple(known.values()), adopted=True))
