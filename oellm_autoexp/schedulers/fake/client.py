@@ -407,7 +407,6 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
         raise SubmitRejected(f"sbatch: error: {error}") from error
     own_exclude = expand(options.get("exclude", ""))
     found = _CHECKPOINTS.search(script)
-    requeue = True if "requeue" in options else False if "no-requeue" in options else None
     return JobRequest(
         name=task.name,
         log_path=task.log_path,
@@ -417,7 +416,8 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
         nodes=max(1, nodes),
         time_limit=limit,
         partition=options.get("partition", ""),
-        requeue=requeue,
+        # The client asks Slurm not to start a job again by itself, unless its script wants that.
+        requeue="requeue" in options,
         exclude=tuple(sorted({*exclude, *own_exclude})),
         own_exclude=own_exclude,
     )

@@ -1,0 +1,189 @@
+"""Whole sessions on a real cluster, as a person runs them: nothing is lost, and nothing runs twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from commands import Cli, until
+from dev_slurm import Cluster
+
+pytestmark = pytest.mark.slurm
+
+TRAIN = """\
+#!/bin/bash
+echo "$AUTOEXP_JOB_NAME $AUTOEXP_ATTEMPT" >> "$RAN"
+case $1-$AUTOEXP_ATTEMPT in
+  crash-1) echo "RuntimeError: boom"; exit 3 ;;
+  memory-1) exec python3 -c 'import time; held = bytearray(900_000_000); time.sleep(60)' ;;
+  hang-1 | node-1 | preempt-1 | long-1) sleep 300 & wait ;;
+  wait*) while [ ! -e "$RAN.go" ]; do sleep 0.1; done ;;
+esac
+echo ALL DONE
+"""
+CONFIG = """\
+project: {{name: real, base_output_dir: ./outputs}}
+backend: {{class_name: CommandBackend, command: [bash, {train}, "${{kind}}"], environment: {{RAN: {ran}}}}}
+slurm: {{array: {array}, sbatch: {{time: "{limit}"}}}}
+sweep: {{axes: {{kind: [{kinds}]}}, name_template: "{{project}}_{{kind}}"}}
+monitoring:
+  class_name: SlurmLogMonitor
+  startup_grace_seconds: 1
+  poll_interval_seconds: 1
+  {more}
+  log_signals: {{memory: {{pattern: 'exceeded memory limit', mode: crash.oom}}}}
+restart_policies:
+  crash: {{class_name: AlwaysRestartPolicy, max_retries: 2, backoff_seconds: 0}}
+  crash.oom: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
+  crash.node_failure: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
+  crash.lost: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
+  stall: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
+  timeout: {{class_name: AdjustTimeLimitPolicy, minutes: 5}}
+scheduler: {{class_name: slurm, breaker: null, grace_seconds: 3, calls_per_second: 50, call_burst: 100}}
+"""
+
+
+class Sessions:
+    """A directory with a config for a real cluster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cli = Cli(root)
+        (root / "train.sh").write_text(TRAIN)
+
+    def config(self, kinds: str, *, array: bool = True, limit: str = "00:10:00", more: str = "") -> None:
+        text = CONFIG.format(
+            train=self.root / "train.sh",
+            ran=self.root / "ran",
+            kinds=kinds,
+            array=str(array).lower(),
+            limit=limit,
+            more=more,
+        )
+        (self.root / "sweep.yaml").write_text(text)
+
+    @property
+    def ran(self) -> list[str]:
+        """Job and attempt of every start of a command."""
+        path = self.root / "ran"
+        return sorted(path.read_text().splitlines()) if path.exists() else []
+
+    def runs(self, job: str) -> Callable[[], bool]:
+        """Whether a job is seen to run."""
+        return lambda: self.cli.states().get(job, ("", 0))[0] == "running"
+
+    def ended_by(self) -> dict[str, tuple[str, list[str]]]:
+        return {job["name"]: (job["state"], job["ended_by"]) for job in self.cli.jobs()}
+
+
+@pytest.fixture
+def sessions(slurm: Cluster, tmp_path: Path) -> Iterator[Sessions]:
+    yield Sessions(tmp_path)
+
+
+def test_a_sweep_ends_as_its_policies_say(slurm: Cluster, sessions: Sessions) -> None:
+    """One array in which one crashes, one uses too much memory, one hangs; only those are started again."""
+    sessions.config("fine, crash, memory, hang", more="inactivity_threshold_seconds: 4")
+    done = sessions.cli("submit", "sweep.yaml", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sessions.ended_by() == {
+        "real_fine": ("succeeded", ["success"]),
+        "real_crash": ("succeeded", ["crash", "success"]),
+        "real_memory": ("succeeded", ["crash.oom", "success"]),
+        "real_hang": ("succeeded", ["stall", "success"]),
+    }
+    again = ["real_crash 2", "real_hang 2", "real_memory 2"]
+    first = ["real_crash 1", "real_fine 1", "real_hang 1", "real_memory 1"]
+    assert sessions.ran == sorted([*first, *again])
+    log = next((sessions.root / "outputs").rglob("*memory*1*.log"), None)
+    assert log is not None and "exceeded memory limit" in log.read_text()
+
+
+def test_a_node_that_fails_is_left_out_of_the_restart(slurm: Cluster, sessions: Sessions) -> None:
+    """Its job starts again on another one; the job of a sound node runs on."""
+    sessions.config("node", array=False)
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(sessions.runs("real_node"), "it runs")
+        (job,) = sessions.cli.jobs()
+        node = slurm.run("squeue", "-h", "-o", "%N", "-j", job["scheduler_id"]).strip()
+        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        try:
+            assert leader.wait(120) == 0
+        finally:
+            slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+    assert sessions.ended_by() == {"real_node": ("succeeded", ["crash.node_failure", "success"])}
+    assert sessions.ran == ["real_node 1", "real_node 2"]
+
+
+def test_a_time_limit_is_followed_by_a_longer_one(sessions: Sessions) -> None:
+    """The command is told before Slurm ends it, and goes on in the next attempt."""
+    sessions.config("long", array=False, limit="00:00:04")
+    done = sessions.cli("submit", "sweep.yaml", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sessions.ended_by() == {"real_long": ("succeeded", ["timeout", "success"])}
+
+
+def test_what_others_cancel_stays_dead_and_what_they_requeue_goes_on(
+    slurm: Cluster, sessions: Sessions
+) -> None:
+    """`scancel` by hand is a verdict."""
+    sessions.config("long, hang", array=True)
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(sessions.runs("real_long"), "it runs")
+        until(sessions.runs("real_hang"), "it runs")
+        ids = {job["name"]: job["scheduler_id"] for job in sessions.cli.jobs()}
+        slurm.run("scancel", ids["real_long"])
+        until(lambda: sessions.cli.states()["real_long"][0] == "cancelled", "it is seen to be cancelled")
+        assert sessions.cli.states()["real_hang"][0] == "running"
+        cancelled = sessions.cli("cancel", "outputs", "real_hang", "--yes")
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert leader.wait(60) == 1
+    assert sessions.ran == ["real_hang 1", "real_long 1"]
+
+
+def test_while_the_controller_is_away_nothing_is_decided(slurm: Cluster, sessions: Sessions) -> None:
+    """Jobs that end meanwhile are judged rightly afterwards, and none is started again."""
+    sessions.config("wait1, wait2, wait3", array=True)
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(lambda: {state for state, _ in sessions.cli.states().values()} == {"running"}, "all run")
+        slurm.kill("slurmctld", gently=True)
+        try:
+            until(lambda: "squeue" in sessions.cli("status", "outputs").stdout, "it says that it is blind")
+            (sessions.root / "ran.go").touch()
+            exits = sessions.root / "outputs" / ".oellm-autoexp" / "attempts"
+            until(lambda: len(list(exits.rglob("exit.0.json"))) == 3, "all have ended")
+            assert {state for state, _ in sessions.cli.states().values()} == {"running"}
+        finally:
+            slurm.start("slurmctld")
+            slurm.wait_for_controller()
+        assert leader.wait(120) == 0
+    assert sessions.ran == ["real_wait1 1", "real_wait2 1", "real_wait3 1"]
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_a_daemon_killed_at_any_moment_loses_and_repeats_nothing(
+    slurm: Cluster, sessions: Sessions, array: bool
+) -> None:
+    """Killed a dozen times around its calls of sbatch, squeue and scancel; each command ran once."""
+    jobs = [f"j{number:02d}" for number in range(8)]
+    sessions.config(", ".join(jobs), array=array)
+    chance = random.Random(4711 + array)
+    kills = 0
+    while True:
+        with sessions.cli.leader("submit", "sweep.yaml", "--yes", stderr=subprocess.DEVNULL) as leader:
+            try:
+                # Start-up takes about half a second here, more on a busy machine.
+                code = leader.wait(None if kills >= 12 else chance.uniform(0.3, 2.0))
+            except subprocess.TimeoutExpired:
+                os.kill(leader.pid, signal.SIGKILL)
+                kills += 1
+                continue
+        assert code == 0
+        break
+    assert sessions.ran == [f"real_{job} 1" for job in jobs]
+    assert set(sessions.cli.states().values()) == {("succeeded", 1)}
