@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.config.sockets import Submission, Task
-from oellm_autoexp.core.model import SchedulerState
-from oellm_autoexp.errors import StateError, UsageError
+from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
+from oellm_autoexp.errors import SchedulerUnavailable, StateError, SubmitUnclear, UsageError
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
@@ -56,7 +57,10 @@ def client(root: Path, effects: Effects | None = None) -> FakeSlurmClient:
 def task(root: Path, name: str) -> Task:
     script = root / f"{name}.sbatch"
     script.write_text("#!/bin/bash\n#SBATCH --nodes=1 -t 2:00:00\nexport AUTOEXP_CHECKPOINT_DIR='/a b'\n")
-    paths = {"log_path": str(root / "logs" / f"{name}.log"), "attempt_dir": str(root / "attempts" / name)}
+    paths = {
+        "log_path": str(root / "logs" / f"{name}.log"),
+        "attempt_dir": str(root / "attempts" / name / "1"),
+    }
     return Task(name=name, script_path=str(script), **paths)
 
 
@@ -119,6 +123,58 @@ def test_killed_at_any_step_it_goes_on_as_if_nothing_had_been(steps: list[int]) 
         assert {k.replace(two, ""): v.replace(two.encode(), b"") for k, v in written(root).items()} == {
             k.replace(one, ""): v.replace(one.encode(), b"") for k, v in written(Path(one)).items()
         }
+
+
+FAULTS = """\
+pace: 20
+stride: 300
+cluster: {nodes: 4, accounting_lag: 60, min_job_age: 120, queue_wait: 200}
+jobs:
+- {work: 2h, checkpoint_every: 30min, log_every: 400, mishaps: [{every: 12h}]}
+faults:
+- {kind: node_fail, every: 8h, lasts: 20min, runs_on: true}
+- {kind: outage, every: 3h, lasts: 10min}
+- {kind: crash, every: 3h, lasts: 2min}
+- {kind: frozen, every: 4h, lasts: 5min}
+- {kind: preempt, every: 1h}
+- {kind: requeue, every: 1h}
+- {kind: cancel, every: 4h}
+- {kind: hold, every: 40min}
+- {kind: release, every: 40min}
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_job_of_which_there_is_no_news_is_as_it_was(tmp_path: Path, seed: int) -> None:
+    """A loop that looks only where there is news misses nothing that the scheduler says, and no byte."""
+    (tmp_path / "scenario.yaml").write_text(f"seed: {seed}\n{FAULTS}")
+    made = client(tmp_path)
+    facts: dict[SchedulerRef, SchedulerFact] = {}
+    sizes: dict[str, int] = {}
+    named: dict[SchedulerRef, str] = {}
+    owed, seen = set[str](), set[tuple[str, str]]()
+    for turn in range(400):
+        if turn % 8 == 0:
+            name = f"job{turn}"
+            with contextlib.suppress(SubmitUnclear, SchedulerUnavailable):
+                (ref,) = made.submit(Submission(token=name, tasks=[task(tmp_path, name)]))
+                named[ref] = name
+        made.clock.wait(1.0)
+        news = set(made.news())
+        owed |= news
+        for path in (tmp_path / "logs").glob("*.log"):
+            size = path.stat().st_size
+            assert size == sizes.get(path.stem, 0) or path.stem in news
+            sizes[path.stem] = size
+        with contextlib.suppress(SchedulerUnavailable):
+            told = dict(made.poll(list(named)))
+            for ref, fact in told.items():
+                # What accounting says of a job comes when it comes: it is asked about in each turn.
+                late = facts.get(ref, fact).state.ended
+                assert ref not in facts or facts[ref] == fact or late or named[ref] in owed
+                seen.add((fact.state.value, fact.reason))
+            facts, owed = {**facts, **told}, set[str]()
+    assert len(seen) > 6
 
 
 def progressed(root: Path) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from histories import summary
+from invariants import check_indexes
 
 from oellm_autoexp.core.events import KINDS
 from oellm_autoexp.core.layout import SessionPaths
@@ -25,6 +26,7 @@ def test_a_history_is_read_as_it_was_meant(history: Path, tmp_path: Path) -> Non
     session = Session()
     for event in read(paths).events:
         session.apply(event)
+        check_indexes(session)
     assert summary(session) == json.loads((history / "summary.json").read_text())
 
 

@@ -29,6 +29,15 @@ REPLAY_EVERY = 50
 MEASURED = ("inactivity_threshold_seconds", "progress_threshold_seconds")
 
 
+def check_indexes(session: Session) -> None:
+    """6: what a session keeps by name says the same as a look at every job."""
+    jobs = session.jobs
+    alive = {name for name, job in jobs.items() if job.live is not None}
+    waiting = {name for name, job in jobs.items() if job.live is None and not job.state.ended}
+    assert set(session.alive) == alive, "6: who is alive"
+    assert set(session.waiting) == waiting, "6: who waits"
+
+
 class Audit:
     """Fails with an AssertionError where an invariant is broken; its message begins with the number."""
 
@@ -170,6 +179,7 @@ class Audit:
     def _replay_is_memory(self, memory: Session) -> None:
         """6: state after replay equals state in memory."""
         assert self.session == memory, "6: the journal and the memory of its leader differ"
+        check_indexes(memory)
         if self._ticks % REPLAY_EVERY == 0:
             self.replay()
 
