@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from oellm_autoexp.config.sockets import AllOf, AnyOf, Check, CommandCheck, FileCheck, Not
 from oellm_autoexp.core import symbols
 from oellm_autoexp.core.lifecycle import Gate
-from oellm_autoexp.schedulers.processes import own_environment
+from oellm_autoexp.schedulers.processes import clean_environment
 from oellm_autoexp.store.effects import Effects
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ def _command(check: CommandCheck, effects: Effects) -> tuple[Gate, str]:
             shown,
             lambda: subprocess.run(
                 argv,
-                env=own_environment(),
+                env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

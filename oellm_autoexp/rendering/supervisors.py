@@ -138,8 +138,8 @@ this=$SLURM_JOB_ID
 # What this job is must not become options of the jobs that the loop submits.
 for name in $(compgen -e); do
   case $name in
-    SLURM_CONF) ;;
-    SLURM_*|SLURMD_*|SBATCH_*|SRUN_*|SQUEUE_*|SALLOC_*|PMI_*|PMIX_*) unset "$name" ;;
+    SLURM_CONF|SLURM_JWT|SLURM_CONF_SERVER) ;;
+    SLURM_*|SLURMD_*|SBATCH_*|SRUN_*|SQUEUE_*|SACCT_*|SCANCEL_*|SALLOC_*|PMI_*|PMIX_*) unset "$name" ;;
   esac
 done
 follow() {{

@@ -201,7 +201,7 @@ class LocalScheduler(SchedulerInterface):
         )
 
     def _environment(self, identity: str, task: Task) -> dict[str, str]:
-        environment = processes.own_environment()
+        environment = processes.clean_environment()
         environment.update(task.environment)
         environment.update(
             AUTOEXP_TOKEN=identity.rpartition(".")[0],

@@ -17,18 +17,20 @@ from pathlib import Path
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.journal import process_start
 
-#: What tells of a job that we may run in, and what sets options of Slurm's commands; where Slurm is stays.
+#: Set by Slurm in its jobs, or for its commands by a person, and what an attempt of ours is told.
 _FOREIGN = re.compile(
-    r"(?!SLURM_CONF$)(SLURMD?|SBATCH|SQUEUE|SRUN|SALLOC|SACCT|SCANCEL|SINFO|PMIX?|AUTOEXP)_"
+    r"(SLURM|SLURMD|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO|SRUN|SALLOC|AUTOEXP|PMI|PMIX)_"
 )
+#: Where the cluster is, and who asks.
+_KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SLURM_CONF_SERVER"})
 
 
-def own_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment for what is started here, whichever job or shell this process was started from.
 
     `SLURM_CPU_BIND` of an outer job, for one, would bind every job that is submitted within it.
     """
-    return {name: value for name, value in environ.items() if not _FOREIGN.match(name)}
+    return {name: value for name, value in environ.items() if name in _KEPT or not _FOREIGN.match(name)}
 
 
 def argv(pid: int) -> list[bytes]:

@@ -5,32 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oellm_autoexp.errors import SchedulerUnavailable
+from oellm_autoexp.schedulers.processes import clean_environment
 from oellm_autoexp.schedulers.slurm_answers import TIME_FORMAT, plain
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.rate import Bucket
 
-#: Set by Slurm in its jobs, or for its commands by a person: neither may change what is asked or submitted.
-_FOREIGN = re.compile(
-    r"(SLURM|SLURMD|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO|SRUN|SALLOC|AUTOEXP|PMI|PMIX)_"
-)
-#: Where the cluster is, and who asks.
-_KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SLURM_CONF_SERVER"})
 #: The pause after a call that nobody answered grows from and to this many seconds.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-
-
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what belongs to a job of Slurm's, or steers its commands.
-
-    A loop that itself runs inside a job gives its jobs nothing of that.
-    """
-    return {name: value for name, value in environ.items() if name in _KEPT or not _FOREIGN.match(name)}
 
 
 class Commands:
@@ -69,7 +55,7 @@ class Commands:
             SchedulerUnavailable: it did not end in time, or cannot be run.
         """
         environment = {
-            **clean_environment(os.environ),
+            **clean_environment(),
             "LC_ALL": "C",
             "SLURM_TIME_FORMAT": TIME_FORMAT,
         }
@@ -98,7 +84,7 @@ class Commands:
         Raises:
             SchedulerUnavailable: it was not made.
         """
-        return self._run(argv, {**clean_environment(os.environ), **environment}, cwd)
+        return self._run(argv, {**clean_environment(), **environment}, cwd)
 
     def _run(self, argv: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> Ran:
         if time.monotonic() < self._silent_until:

@@ -18,7 +18,7 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import StateError, UsageError
 from oellm_autoexp.rendering import supervisors
 from oellm_autoexp.schedulers.local import LocalScheduler
-from oellm_autoexp.schedulers.processes import own_environment
+from oellm_autoexp.schedulers.processes import clean_environment
 from oellm_autoexp.services import daemon
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.registry import Registry
@@ -198,7 +198,7 @@ def _open_log(paths: SessionPaths) -> None:
 
 
 def _run(effects: Effects, *argv: str) -> Ran:
-    environment = {**own_environment(), "LC_ALL": "C"}
+    environment = {**clean_environment(), "LC_ALL": "C"}
     try:
         # Bytes that are no UTF-8 come back as they were.
         return effects.run(argv, env=environment, cwd=None, timeout_s=COMMAND_S, errors="surrogateescape")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oellm_autoexp.errors import StateError
-from oellm_autoexp.schedulers.processes import own_environment
+from oellm_autoexp.schedulers.processes import clean_environment
 from oellm_autoexp.store.effects import Effects
 
 #: What the state, the script, the directories and the first log of a job take at least: bytes and files.
@@ -96,7 +96,7 @@ def _user() -> str:
 
 def _quota(argv: tuple[str, ...], where: str) -> Iterator[Room]:
     try:
-        ran = Effects().run(argv, env={**own_environment(), "LC_ALL": "C"}, cwd=None, timeout_s=QUOTA_S)
+        ran = Effects().run(argv, env={**clean_environment(), "LC_ALL": "C"}, cwd=None, timeout_s=QUOTA_S)
     except OSError:
         return
     yield from quotas(ran.output, where, f"your quota ({argv[0]})")

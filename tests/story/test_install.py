@@ -9,11 +9,12 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import NO_CLUSTER, PROGRAM, Cli, until
+from commands import PROGRAM, Cli, until
 
 from oellm_autoexp.rendering import supervisors
 
@@ -22,6 +23,8 @@ project: {name: kept, base_output_dir: ./outputs}
 backend: {class_name: CommandBackend, command: ['true']}
 slurm: {sbatch: {account: my_project}}
 """
+#: Behind the directory of the test's own programs.
+PROGRAMS = f"{Path(sys.executable).parent}:/usr/bin:/bin"
 SPOOL = "/var/spool/cron/crontabs"
 #: As crontab(1), with a file for its spool: what a user's crontab holds is nothing for a test to touch.
 CRONTAB = """#!/bin/sh
@@ -67,7 +70,7 @@ def cli(tmp_path: Path) -> Cli:
     cli = Cli(tmp_path, XDG_CONFIG_HOME=str(tmp_path / "config"), SLURM_CONF="", SBATCH_PARTITION="wrong")
     assert cli.within("submit", "sweep.yaml", "--fake").returncode == 0
     # What is here of cron, systemd and Slurm is the test's own.
-    cli.variables["PATH"] = f"{tmp_path / 'bin'}:{NO_CLUSTER}"
+    cli.variables["PATH"] = f"{tmp_path / 'bin'}:{PROGRAMS}"
     for name in ("systemctl", "loginctl", "squeue", "sbatch", "scancel"):
         put(tmp_path / "bin", name, "#!/bin/sh\necho not here >&2; exit 1\n")
     put(tmp_path / "bin", "crontab", CRONTAB.format(folder=tmp_path))
@@ -86,7 +89,7 @@ def test_cron_gets_two_lines_and_keeps_the_others(tmp_path: Path, cli: Cli, whic
     """Byte for byte, twice as once; without a crontab before there is none afterwards."""
     run: list[str] = []
     if which == "real":
-        cli.variables["PATH"] = NO_CLUSTER
+        cli.variables["PATH"] = PROGRAMS
         (tmp_path / "spool").mkdir()
         run = in_a_spool_of_its_own(tmp_path / "spool")
         cli.program = [*run, *PROGRAM]
