@@ -119,7 +119,9 @@ class Audit:
         elif isinstance(event, (ev.SubmitSpawned, ev.SubmitAccepted, ev.SubmitRefused)):
             assert event.token in self.session.submissions, f"2: {event} without an intent"
         if isinstance(event, ev.SubmitAccepted):
+            tasks = Counter(job.task for job in self._cluster.jobs.values() if job.token == event.token)
             assert event.refs, f"2: {event.token} is submitted as nothing"
+            assert set(tasks.values()) <= {1}, f"2: {event.token} is submitted more than once"
         if isinstance(event, ev.SubmitRefused):
             there = [job.id for job in self._cluster.jobs.values() if job.token == event.token]
             assert not there, f"2: {event.token} counts as not submitted, and is {there}: {event.reason}"
@@ -135,7 +137,10 @@ class Audit:
         elif isinstance(event, ev.CancelRequested) and event.by in MEASURED:
             attempt = self._attempt(event.job, event.attempt)
             fact = self._facts.get(event.at, {}).get(attempt.ref) if attempt.ref else None
-            assert fact is not None and fact.state is SchedulerState.RUNNING, f"3: {event} rests on {fact}"
+            # One that had no effect is asked for again, whatever it is doing now.
+            again = attempt.cancel is not None and fact is not None
+            known = fact is not None and fact.state is SchedulerState.RUNNING
+            assert known or again, f"3: {event} rests on {fact}"
         elif isinstance(event, (ev.RestartScheduled, ev.JobEnded)):
             live = self.session.jobs[event.job].live
             assert live is None, f"3: {event} though attempt {live} is alive"
