@@ -47,7 +47,8 @@ class Audit:
         self._paths = paths
         self._cluster = cluster
         self._follower = Follower(paths)
-        self._facts: dict[float, dict[SchedulerRef, SchedulerFact]] = {}
+        #: What was answered at a moment; to several leaders, where one was stopped within its tick.
+        self._facts: dict[float, dict[SchedulerRef, list[SchedulerFact]]] = {}
         self._level, self._called_at = BURST, 0.0
         self._ticks = 0
         self._limits: Mapping[str, Any] = {}
@@ -64,7 +65,9 @@ class Audit:
 
     def answered(self, now: float, facts: Mapping[SchedulerRef, SchedulerFact]) -> None:
         """The scheduler has answered a leader whose clock shows `now`."""
-        self._facts.setdefault(now, {}).update(facts)
+        told = self._facts.setdefault(now, {})
+        for ref, fact in facts.items():
+            told.setdefault(ref, []).append(fact)
 
     def called(self, command: str, now: float) -> None:
         """7: scheduler calls stay within the rate bucket (30 burst, 2 per second)."""
@@ -130,17 +133,18 @@ class Audit:
         """3: no cancel or restart on unknown."""
         if isinstance(event, ev.AttemptEnded):
             attempt = self._attempt(event.job, event.attempt)
-            fact = self._facts.get(event.at, {}).get(attempt.ref) if attempt.ref else None
-            assert fact is not None and fact.state.ended, f"3: {event} rests on {fact}"
-            if fact.state is SchedulerState.GONE and "no exit record" in event.evidence:
+            facts = [fact for fact in self._told(attempt, event.at) if fact.state.ended]
+            assert facts, f"3: {event} rests on {self._told(attempt, event.at)}"
+            gone = all(fact.state is SchedulerState.GONE for fact in facts)
+            if gone and "no exit record" in event.evidence:
                 assert attempt.gone_since is not None, f"3: {event} rests on one look"
         elif isinstance(event, ev.CancelRequested) and event.by in MEASURED:
             attempt = self._attempt(event.job, event.attempt)
-            fact = self._facts.get(event.at, {}).get(attempt.ref) if attempt.ref else None
+            facts = self._told(attempt, event.at)
             # One that had no effect is asked for again, whatever it is doing now.
-            again = attempt.cancel is not None and fact is not None
-            known = fact is not None and fact.state is SchedulerState.RUNNING
-            assert known or again, f"3: {event} rests on {fact}"
+            again = attempt.cancel is not None and facts
+            runs = any(fact.state is SchedulerState.RUNNING for fact in facts)
+            assert runs or again, f"3: {event} rests on {facts}"
         elif isinstance(event, (ev.RestartScheduled, ev.JobEnded)):
             live = self.session.jobs[event.job].live
             assert live is None, f"3: {event} though attempt {live} is alive"
@@ -222,6 +226,10 @@ class Audit:
         """Whether the controller has lost a copy, so that nobody but its guard can end it."""
         job = self._cluster.jobs.get(run.job)
         return run.lost or job is None or job.run is not run
+
+    def _told(self, attempt: Attempt, at: float) -> list[SchedulerFact]:
+        """What the scheduler answered about an attempt at a moment."""
+        return self._facts.get(at, {}).get(attempt.ref, []) if attempt.ref is not None else []
 
     def _attempt(self, job: str, number: int) -> Attempt:
         return next(each for each in self.session.jobs[job].attempts if each.number == number)
