@@ -7,13 +7,12 @@ answered is unknown: nothing is ever concluded from a command that failed.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from compoconf import register
 
 from oellm_autoexp.config.limits import ClusterLimits
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
-from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.times import format_time
@@ -38,13 +36,12 @@ from oellm_autoexp.rendering import guard_files
 from oellm_autoexp.schedulers import slurm_answers as answers
 from oellm_autoexp.schedulers import slurm_text
 from oellm_autoexp.schedulers.slurm_answers import ClusterFacts, Effect, Row
+from oellm_autoexp.schedulers.slurm_cluster import SlurmCluster
 from oellm_autoexp.schedulers.slurm_commands import Commands
 from oellm_autoexp.schedulers.slurm_records import Record, Records
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.registry import state_home
 
-#: What a cluster can do is asked again after this long.
-PROBE_S = 3600.0
 #: A limit on jobs is not tried again before this long.
 LIMIT_S = 30.0
 #: sacct is asked about so many jobs and arrays at a time; the others have their turn at the next poll.
@@ -107,10 +104,7 @@ class SlurmClient(SchedulerInterface):
             burst=config.call_burst,
             per_s=config.calls_per_second,
         )
-        self._facts: ClusterFacts | None = None
-        self._probed_at = 0.0
-        #: The nodes of each partition.
-        self._partitions: Mapping[str, frozenset[str]] = {}
+        self._site = SlurmCluster(self._commands, config.clusters)
         #: The last squeue, and when it was answered; as good as new for as long as a call may take its turn.
         self._queue: tuple[float, list[Row]] | None = None
         self._fresh_s = 1.0 / config.calls_per_second
@@ -148,63 +142,25 @@ class SlurmClient(SchedulerInterface):
             return
 
     def _cluster_facts(self) -> ClusterFacts:
-        """What the cluster says of itself, asked now and then.
+        """What the cluster says of itself.
 
         Raises:
             SchedulerUnavailable: it has never answered.
         """
-        now = time.monotonic()
-        if self._facts is not None and now - self._probed_at < PROBE_S:
-            return self._facts
-        try:
-            found = answers.cluster_facts(self._commands.answer("scontrol", "show", "config"))
-            if found is None:
-                raise SchedulerUnavailable("scontrol show config: it names no cluster")
-        except SchedulerUnavailable:
-            if self._facts is None:
-                raise
-            return self._facts
-        self._facts, self._probed_at = found, now
-        self.cluster = self.config.clusters[0] if self.config.clusters else found.name
-        if found.accounting and self.config.array:
-            self._ask_for_limit()
-        self._ask_for_nodes()
-        self.capabilities = self._capabilities()
+        before, found = self._site.known, self._site.facts()
+        if found is not before:
+            self.cluster = self._site.name
+            self.capabilities = self._capabilities()
         return found
-
-    def _ask_for_nodes(self) -> None:
-        try:
-            text = self._commands.answer("sinfo", "--noheader", *self._clusters(), "--format=%P|%N")
-        except SchedulerUnavailable:
-            return
-        self._partitions = answers.partitions(text)
 
     def eligible_nodes(self, script_path: str) -> frozenset[str] | None:
         try:
-            given = slurm_text.options_of(Path(script_path).read_text(encoding="utf-8", errors="replace"))
+            return self._site.eligible_nodes(_text(script_path))
         except OSError:
             return None
-        names = given.get("partition", "").split(",") if given.get("partition") else [answers.DEFAULT]
-        if not all(name in self._partitions for name in names):
-            return None
-        nodes = frozenset[str]().union(*(self._partitions[name] for name in names))
-        return nodes.difference(expand(given.get("exclude", "")))
-
-    def _ask_for_limit(self) -> None:
-        """An array of more tasks than the user may have submitted would never be taken."""
-        try:
-            user = f"user={pwd.getpwuid(os.getuid()).pw_name}"
-            ran = self._commands.query(
-                "sacctmgr", "-n", "-P", "show", "associations", "where", user, "format=MaxSubmit"
-            )
-        except (KeyError, SchedulerUnavailable):
-            return
-        most = answers.most_submitted(ran.output) if ran.status == 0 else None
-        if most is not None:
-            self._most_tasks = max(1, min(most, self._most_tasks or most))
 
     def _capabilities(self) -> Capabilities:
-        facts, config = self._facts, self.config
+        facts, config = self._site.known, self.config
         grace_s = config.grace_seconds
         if grace_s is None:
             # A call that was cut short may have been heard, and be acted upon this much later.
@@ -213,7 +169,7 @@ class SlurmClient(SchedulerInterface):
         tasks = 1
         if config.array:
             tasks = facts.max_array_tasks if facts is not None else 1000
-            tasks = min(tasks, self._most_tasks or tasks)
+            tasks = min(tasks, self._most_tasks or tasks, self._site.most_submitted or tasks)
         return Capabilities(
             max_array_size=tasks,
             find_grace_s=grace_s,
@@ -221,13 +177,10 @@ class SlurmClient(SchedulerInterface):
             poll_interval_s=self._interval_s,
         )
 
-    def _clusters(self) -> list[str]:
-        return [f"--clusters={','.join(self.config.clusters)}"] if self.config.clusters else []
-
     # ---- submit
 
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
-        count, known = len(submission.tasks), self._facts is not None
+        count, known = len(submission.tasks), self._site.known is not None
         facts = self._cluster_facts()
         if count > self.capabilities.max_array_size:
             what = f"{count} tasks are more than an array may have here ({self.capabilities.max_array_size})"
@@ -235,11 +188,16 @@ class SlurmClient(SchedulerInterface):
         until, why = self._limit
         if time.monotonic() < until:
             raise SubmitDeferred(why)
-        environments = [_environment(submission.token, task, facts) for task in submission.tasks]
         now = time.time()  # noqa: TID251 - when it was submitted is a fact that sacct is asked with
         try:
+            text = _text(submission.tasks[0].script_path)
+            # A policy may have asked for more than the partition gives; sbatch would refuse that for good.
+            tasks = [self._within(task, text) for task in submission.tasks]
+            submission = replace(submission, tasks=tasks)
+            environments = [
+                slurm_text.environment(submission.token, task, facts.kill_wait_s) for task in tasks
+            ]
             record, script, output = self._records.write(submission, environments, now)
-            text = Path(script).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError as error:
             raise SubmitRejected(error.strerror or str(error), where=str(error.filename)) from error
         except OSError as error:
@@ -251,8 +209,8 @@ class SlurmClient(SchedulerInterface):
             f"--output={output}",
             f"--error={output}",
             "--open-mode=append",
-            *self._clusters(),
-            *_options(submission, text),
+            *self._site.option,
+            *slurm_text.submission_options(submission, text),
         ]
         environment: Mapping[str, str] = environments[0]
         if count > 1:
@@ -261,6 +219,10 @@ class SlurmClient(SchedulerInterface):
         ran = self._commands.act([*argv, script], environment, Path(script).parent)
         self._queue = None
         return self._submitted(ran, record, count)
+
+    def _within(self, task: Task, script: str) -> Task:
+        limit_s = task.time_limit_s
+        return task if limit_s is None else replace(task, time_limit_s=self._site.within(limit_s, script))
 
     def _submitted(self, ran: Ran, record: Record, count: int) -> Sequence[SchedulerRef]:
         found = answers.submitted(ran.output) if ran.status == 0 else None
@@ -315,7 +277,7 @@ class SlurmClient(SchedulerInterface):
         facts = self._cluster_facts()
         text = self._commands.answer(
             *shlex.split(self.config.squeue_cmd),
-            *("--noheader", "--array", "--states=all", f"--user={os.getuid()}", *self._clusters()),
+            *("--noheader", "--array", "--states=all", f"--user={os.getuid()}", *self._site.option),
             f"--Format={answers.QUEUE_FORMAT}",
         )
         rows = list(answers.queue_rows(text, facts.name))
@@ -332,8 +294,8 @@ class SlurmClient(SchedulerInterface):
             return []
         try:
             ran = self._commands.query(
-                *("sacct", "-n", "-P", "-X", "-D", f"--delimiter={answers.SEPARATOR}", *self._clusters()),
-                *("-S", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - BEFORE_S))),
+                *("sacct", "-n", "-P", "-X", "-D", f"--delimiter={answers.SEPARATOR}", *self._site.option),
+                *("-S", _before(since)),
                 *("-o", answers.ACCOUNT_FORMAT, *which),
             )
         except SchedulerUnavailable:
@@ -354,7 +316,7 @@ class SlurmClient(SchedulerInterface):
             if tasks:
                 raise UsageError(f"{identity} is an array", hint=f"name a task of it, such as {tasks[0]}")
             return None
-        text = self._commands.answer("scontrol", *self._clusters(), "show", "job", "-o", identity)
+        text = self._commands.answer("scontrol", *self._site.option, "show", "job", "-o", identity)
         submitted = re.search(r"\bSubmitTime=(\d+)", text)
         if submitted is None:
             raise SchedulerUnavailable(f"scontrol show job {identity}: it tells no time of submission")
@@ -432,8 +394,7 @@ class SlurmClient(SchedulerInterface):
         return facts
 
     def _require_own(self, refs: Sequence[SchedulerRef]) -> None:
-        known = set(self.config.clusters) or {self.cluster}
-        foreign = {ref.cluster for ref in refs} - known
+        foreign = {ref.cluster for ref in refs} - self._site.names
         if foreign:
             where = ", ".join(sorted(foreign))
             what = f"jobs are on the cluster {where}; this host belongs to {self.cluster}"
@@ -500,7 +461,7 @@ class SlurmClient(SchedulerInterface):
         }
         numbers = iter(ids)
         while chunk := list(islice(numbers, CANCELLED_AT_ONCE)):
-            argv = [*shlex.split(self.config.cancel_cmd), *self._clusters(), *chunk]
+            argv = [*shlex.split(self.config.cancel_cmd), *self._site.option, *chunk]
             # What it says of single jobs (ended already, say) is for the next poll to tell.
             self._require_heard("scancel", self._commands.act(argv, {}))
         self._queue = None
@@ -520,21 +481,25 @@ class SlurmClient(SchedulerInterface):
         if "exclude" in changes:
             record = self._read([ref.token]).get(ref.token)
             own = record.exclude if record is not None else ""
-            words.append(f"ExcNodeList={_joined(own, changes['exclude'])}")
+            words.append(f"ExcNodeList={slurm_text.joined(own, changes['exclude'])}")
         rows = _by_token(self._rows()).get(_key(ref), ())
         row = self._chosen(ref, rows)
         if row is None or row.fact.state.ended:
             raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
-        ran = self._commands.act(["scontrol", *self._clusters(), "update", f"JobId={row.id}", *words], {})
+        ran = self._commands.act(["scontrol", *self._site.option, "update", f"JobId={row.id}", *words], {})
         self._queue = None
         self._require_heard("scontrol", ran)
         if ran.status != 0:
             raise SubmitRejected(f"scontrol: {answers.plain(ran.errors) or ran.status}")
 
 
-def _joined(own: str, nodes: Iterable[str]) -> str:
-    """Nodes to exclude, beside those that a script excludes itself."""
-    return ",".join([*([own] if own else []), *nodes])
+def _before(since: float) -> str:
+    """A time for sacct, well before a submission; of one whose time is not known, long ago."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(86400.0, since - BEFORE_S)))
+
+
+def _text(script: str) -> str:
+    return Path(script).read_text(encoding="utf-8", errors="replace")
 
 
 def _key(ref: SchedulerRef) -> tuple[str, int | str]:
@@ -551,35 +516,3 @@ def _by_token(rows: Iterable[Row]) -> dict[tuple[str, int | str], list[Row]]:
             if token:
                 found.setdefault((token, row.task), []).append(row)
     return found
-
-
-def _environment(token: str, task: Task, facts: ClusterFacts) -> dict[str, str]:
-    """What a job is told of its attempt; see `slurm_text.EXPORTED`."""
-    environment = {
-        **task.environment,
-        "AUTOEXP_TOKEN": token,
-        "AUTOEXP_ATTEMPT_DIR": task.attempt_dir,
-        "AUTOEXP_LOG_PATH": task.log_path,
-        # The guard's own end must come before Slurm's SIGKILL, or it writes no record.
-        "AUTOEXP_KILL_GRACE_S": f"{0.7 * facts.kill_wait_s:g}",
-    }
-    if task.time_limit_s is not None:
-        environment["AUTOEXP_TIME_LIMIT_S"] = str(task.time_limit_s)
-    return environment
-
-
-def _options(submission: Submission, script: str) -> list[str]:
-    """What differs between submissions of the same jobs, and what their script says nothing of."""
-    limits = [task.time_limit_s for task in submission.tasks]
-    longest = None if None in limits else max(limit for limit in limits if limit is not None)
-    options = [f"--time={format_time(longest)}"] if longest is not None else []
-    given = slurm_text.options_of(script)
-    if submission.exclude:
-        # This option would replace that of the script.
-        options.append(f"--exclude={_joined(given.get('exclude', ''), submission.exclude)}")
-    if "comment" not in given:
-        options.append(f"--comment={submission.token}")
-    if given.keys().isdisjoint(("requeue", "no-requeue")):
-        # Restarts are decided here. Where a script asks for Slurm's own, they are taken over as attempts.
-        options.append("--no-requeue")
-    return options

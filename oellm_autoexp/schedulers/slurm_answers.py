@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact
-from oellm_autoexp.schedulers import slurm_states
+from oellm_autoexp.schedulers import slurm_site, slurm_states
 from oellm_autoexp.schedulers.slurm_site import settings
 
 #: Between fields: a character that no name or comment holds.
@@ -227,35 +226,7 @@ def cluster_facts(text: str) -> ClusterFacts | None:
         name=found["ClusterName"],
         version=found.get("SLURM_VERSION", ""),
         accounting=found.get("AccountingStorageType", "").endswith("slurmdbd"),
-        max_array_tasks=max(1, _number(found.get("MaxArraySize"), 1001)),
-        message_timeout_s=float(_number(found.get("MessageTimeout"), 10)),
-        kill_wait_s=float(_number(found.get("KillWait"), 30)),
+        max_array_tasks=max(1, slurm_site.number(found.get("MaxArraySize")) or 1001),
+        message_timeout_s=float(slurm_site.number(found.get("MessageTimeout")) or 10),
+        kill_wait_s=float(slurm_site.number(found.get("KillWait")) or 30),
     )
-
-
-def _number(text: str | None, default: int) -> int:
-    match = re.match(r"\d+", text or "")
-    return int(match[0]) if match else default
-
-
-#: What the partition is called that a job goes to which names none.
-DEFAULT = ""
-
-
-def partitions(text: str) -> dict[str, frozenset[str]]:
-    """The nodes of each partition, from `sinfo -h -o "%P|%N"`; the default one also under `DEFAULT`."""
-    found: dict[str, frozenset[str]] = {}
-    for line in text.splitlines():
-        name, _, nodes = line.partition("|")
-        names = [name.rstrip("*"), DEFAULT] if name.endswith("*") else [name]
-        for each in names:
-            found[each] = found.get(each, frozenset()).union(expand(nodes))
-    return found
-
-
-def most_submitted(text: str) -> int | None:
-    """The highest MaxSubmit among a user's associations (`sacctmgr`); None: one of them has no such limit."""
-    limits = [line.strip() for line in text.splitlines() if line.strip() or line == ""]
-    if not limits or not all(limit.isdigit() for limit in limits):
-        return None
-    return max(map(int, limits))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.times import parse_time
 
 #: Between fields of sinfo: a character that no name holds.
@@ -44,6 +45,7 @@ class Partition:
     max_time_s: int | None = None
     max_nodes: int | None = None
     total_nodes: int = 0
+    nodes: frozenset[str] = frozenset()
     #: Accounts and QOS that it takes: empty for all, and those that it refuses.
     accounts: frozenset[str] = frozenset()
     denied_accounts: frozenset[str] = frozenset()
@@ -76,6 +78,7 @@ def partitions(text: str) -> dict[str, Partition]:
                 max_time_s=_seconds(words.get("MaxTime", "")),
                 max_nodes=number(words.get("MaxNodes")),
                 total_nodes=number(words.get("TotalNodes")) or 0,
+                nodes=frozenset(expand(words.get("Nodes", ""))),
                 accounts=_names(words.get("AllowAccounts")),
                 denied_accounts=_names(words.get("DenyAccounts")),
                 qos=_names(words.get("AllowQos")),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from oellm_autoexp.config.schema import option
+from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.core.script import ScriptRequest
+from oellm_autoexp.core.times import format_time
 from oellm_autoexp.errors import ConfigError, Fault
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.sweep.scalars import format_scalar
@@ -171,3 +173,43 @@ def _one_line(text: str, key: str) -> str:
     if "\n" in text or "\r" in text:
         raise ConfigError(Fault(key=key, what="a directive is one line", value=repr(text)))
     return text
+
+
+# ---------------------------------------------------------------- what differs between attempts
+
+
+def joined(own: str, nodes: Iterable[str]) -> str:
+    """Nodes to exclude, beside those that a script excludes itself."""
+    return ",".join([*([own] if own else []), *nodes])
+
+
+def environment(token: str, task: Task, kill_wait_s: float) -> dict[str, str]:
+    """What a job is told of its attempt, see EXPORTED; `kill_wait_s` is Slurm's from SIGTERM to SIGKILL."""
+    told = {
+        **task.environment,
+        "AUTOEXP_TOKEN": token,
+        "AUTOEXP_ATTEMPT_DIR": task.attempt_dir,
+        "AUTOEXP_LOG_PATH": task.log_path,
+        # The guard's own end must come before Slurm's SIGKILL, or it writes no record.
+        "AUTOEXP_KILL_GRACE_S": f"{0.7 * kill_wait_s:g}",
+    }
+    if task.time_limit_s is not None:
+        told["AUTOEXP_TIME_LIMIT_S"] = str(task.time_limit_s)
+    return told
+
+
+def submission_options(submission: Submission, script: str) -> list[str]:
+    """What differs between submissions of the same jobs, and what their script says nothing of."""
+    limits = [task.time_limit_s for task in submission.tasks]
+    longest = None if None in limits else max(limit for limit in limits if limit is not None)
+    options = [f"--time={format_time(longest)}"] if longest is not None else []
+    given = options_of(script)
+    if submission.exclude:
+        # This option would replace that of the script.
+        options.append(f"--exclude={joined(given.get('exclude', ''), submission.exclude)}")
+    if "comment" not in given:
+        options.append(f"--comment={submission.token}")
+    if given.keys().isdisjoint(("requeue", "no-requeue")):
+        # Restarts are decided here. Where a script asks for Slurm's own, they are taken over as attempts.
+        options.append("--no-requeue")
+    return options

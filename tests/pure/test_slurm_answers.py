@@ -228,18 +228,3 @@ def test_a_cluster_says_what_it_is_like() -> None:
     assert (facts.message_timeout_s, facts.kill_wait_s) == (5.0, 4.0)
     assert facts.version.startswith("22.05")
     assert answers.cluster_facts("slurm_load_ctl_conf error") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "most"), [("\n", None), ("", None), ("100\n", 100), ("100\n\n", None), ("100\n40\n", 100)]
-)
-def test_the_most_that_a_user_may_submit(text: str, most: int | None) -> None:
-    """An association without a limit may be the one that counts."""
-    assert answers.most_submitted(text) == most
-
-
-def test_partitions_have_the_nodes_that_sinfo_lists() -> None:
-    """In as many lines as there are states; the default one is what a job gets that names none."""
-    found = answers.partitions("main*|node[1-2]\nmain*|node3\nbig|node[08-10]\nempty|\n")
-    assert found["main"] == found[answers.DEFAULT] == {"node1", "node2", "node3"}
-    assert found["big"] == {"node08", "node09", "node10"} and found["empty"] == set()

@@ -310,6 +310,11 @@ def test_a_time_limit_travels_and_can_be_changed(slurm: Cluster, bench: SlurmBen
     assert shown() == "50:00"
     bench.scheduler.update(ref, {"time_limit_s": 7200})
     assert shown() == "2:00:00"
+    short = bench.task("two", HOLD)
+    script = Path(short.script_path)
+    script.write_text(script.read_text().replace("#SBATCH", "#SBATCH --partition=short\n#SBATCH", 1))
+    (ref,) = bench.submit("b", Task(**{**vars(short), "time_limit_s": 3000}))
+    assert shown() == "5:00", "no more than the partition gives"
     with pytest.raises(SubmitRejected, match="colour"):
         bench.scheduler.update(ref, {"colour": "red"})
 
