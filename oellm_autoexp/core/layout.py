@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 STATE_DIR_NAME = ".oellm-autoexp"
@@ -14,13 +15,13 @@ REHEARSAL_DIR_NAME = ".oellm-autoexp-fake"
 RESERVED_JOB_NAMES = frozenset({"scripts", "logs", "sweep.json", STATE_DIR_NAME, REHEARSAL_DIR_NAME})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SessionPaths:
     """The state directory of a session."""
 
     state_dir: Path
 
-    @property
+    @cached_property
     def monitor(self) -> Path:
         return self.state_dir / "monitor"
 
@@ -29,15 +30,15 @@ class SessionPaths:
         """A cache for people and other programs; the journal is the truth."""
         return self.monitor / "state.json"
 
-    @property
+    @cached_property
     def journal(self) -> Path:
         return self.monitor / "journal"
 
-    @property
+    @cached_property
     def heartbeat(self) -> Path:
         return self.monitor / "heartbeat.json"
 
-    @property
+    @cached_property
     def inbox(self) -> Path:
         return self.monitor / "inbox"
 
@@ -54,7 +55,7 @@ class SessionPaths:
         """What the scheduler plug-in keeps."""
         return self.state_dir / "scheduler"
 
-    @property
+    @cached_property
     def metrics(self) -> Path:
         return self.state_dir / "metrics"
 

@@ -287,7 +287,7 @@ class Findings:
             self.counters[counter] = max(float(number), self.counters.get(counter, -math.inf))
 
     def report(self, line: str) -> bool:
-        """Take over what an `@autoexp` line says of metrics, progress and checkpoints; is it the last?"""
+        """Take over what an `@autoexp` line says of metrics and progress; True: it tells of a checkpoint."""
         said = parse_report(line)
         if said is None:
             return False

@@ -104,7 +104,7 @@ class Exclusion:
     def update_queued(self, now: float) -> None:
         """Tell the scheduler where a queued attempt must not start, since that has changed meanwhile."""
         jobs = self._session.jobs
-        queued = [name for name in self._session.alive if _is_queued(jobs[name].live)]
+        queued = [name for name in self._session.alive if _is_queued(jobs[name].attempts[-1])]
         if not self.possible or not queued:
             return
         ledger, left = self._session.nodes, UPDATES
@@ -112,8 +112,7 @@ class Exclusion:
         standing = excluded, frozenset(ledger.evidence)
         for name in queued:
             job = jobs[name]
-            attempt = job.live
-            assert attempt is not None
+            attempt = job.attempts[-1]
             if attempt.exclude and attempt.pending_reason == BAD_CONSTRAINTS:
                 self._forgive(attempt.exclude, f"the scheduler says {BAD_CONSTRAINTS}", now)
             key = name, attempt.number
@@ -154,8 +153,8 @@ class Exclusion:
         return True
 
 
-def _is_queued(attempt: Attempt | None) -> bool:
-    return attempt is not None and attempt.phase is Phase.ACCEPTED and attempt.cancel is None
+def _is_queued(attempt: Attempt) -> bool:
+    return attempt.phase is Phase.ACCEPTED and attempt.cancel is None
 
 
 def _has_started(text: str) -> bool:

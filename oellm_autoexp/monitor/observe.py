@@ -171,7 +171,7 @@ class Observer:
         )
         if attempt is None or not ended:
             return seen
-        self._series.settle(now, every=True)
+        self._series.settle(now, only=self._watches[job.spec.name].series)
         return self._ending(current(job.spec.name), attempt, rules, seen, complete)
 
     def _ending(

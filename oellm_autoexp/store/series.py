@@ -42,8 +42,9 @@ class Series:
         self._effects = effects
         self._interval_s = interval_s
         self._pending: dict[Path, _Pending] = {}
-        #: The series of which something is held.
-        self._holding: dict[Path, None] = {}
+        #: The series of which something is held, and when it is to be written.
+        self._due: dict[Path, float] = {}
+        self._settled_at = float("-inf")
 
     def add(self, path: Path, attempt: int, records: Sequence[Mapping[str, Scalar]], now: float) -> None:
         """Take metrics in, oldest first; written when due, at the latest by `settle`."""
@@ -56,23 +57,29 @@ class Series:
             pending.held[shape] = {**record, "t": round(now, 3), "attempt": attempt}
             if len(pending.held) > MAX_SHAPES:
                 del pending.held[next(iter(pending.held))]
-        self._holding[path] = None
-        self._write(path, pending, now, due=False)
-
-    def settle(self, now: float, *, every: bool = False) -> None:
-        """Write what has become due; with `every` all that is held (an attempt or the daemon ends)."""
-        for path in list(self._holding):
-            self._write(path, self._pending[path], now, due=every)
-
-    def _write(self, path: Path, pending: _Pending, now: float, *, due: bool) -> None:
         gap = max(self._interval_s, (now - pending.begin) / RESOLUTION)
         # A clock that was set back must not silence a series.
-        due = due or not 0 <= now - pending.written_at < gap
-        if not due:
-            return
+        if not 0 <= now - pending.written_at < gap:
+            self._write(path, pending, now)
+        elif path not in self._due:
+            self._due[path] = pending.written_at + gap
+
+    def settle(self, now: float, *, only: Path | None = None, every: bool = False) -> None:
+        """Write what has become due; all that is held of `only` (an attempt ends), or of `every` series."""
+        if only is not None:
+            due = [only] if only in self._due else []
+        elif every or now < self._settled_at:
+            due = list(self._due)
+        else:
+            due = [path for path, at in self._due.items() if at <= now]
+        self._settled_at = now
+        for path in due:
+            self._write(path, self._pending[path], now)
+
+    def _write(self, path: Path, pending: _Pending, now: float) -> None:
         text = "".join(_encode(record) + "\n" for record in pending.held.values())
         pending.held.clear()
-        del self._holding[path]
+        self._due.pop(path, None)
         pending.written_at = now
         with contextlib.suppress(OSError):  # a full disk loses metrics, not jobs
             try:
