@@ -8,7 +8,7 @@ DEMO := examples/demo/sweep.yaml
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help demo demo-clean demo-picture test lint types contracts dead format package bench soak docs check clean
+.PHONY: help demo demo-clean demo-picture test lint types contracts dead format package bench bench-quick soak docs check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -58,8 +58,11 @@ format: $(VENV)/dev.done  ## let ruff write
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.done  ## print the figures of benchmarks/ (no test: a machine's figures are its own)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/dev.done  ## measure everything (an hour, on a quiet machine) and put the figures into docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: $(VENV)/dev.done  ## try the benchmarks at small sizes; no figure is kept
+	$(BIN)/python benchmarks/run.py --quick
 
 SEEDS ?= 10000
 EXAMPLES ?= 2000

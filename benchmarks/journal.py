@@ -8,12 +8,13 @@ The reference parses the same lines with `json.loads` alone: no checksum, no typ
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from table import Table, number, peak_mb
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
@@ -52,8 +53,8 @@ def history(jobs: int, records: int) -> Iterator[ev.Event]:
         yield ev.SubmitSpawned(at=at, token=token)
         yield ev.SubmitAccepted(at=at, token=token, refs=(ref,))
         yield ev.AttemptStarted(at=at, job=name, attempt=1, started_at=at, nodes="nid001234")
-    for number in range(records - 1 - 5 * jobs):
-        turn, index = divmod(number, jobs)
+    for record in range(records - 1 - 5 * jobs):
+        turn, index = divmod(record, jobs)
         name = f"train_lr{index}"
         if turn % 3:
             yield ev.ProgressMade(at=at + turn, job=name, attempt=1, counter="iteration", value=turn * 100.0)
@@ -78,10 +79,6 @@ def history(jobs: int, records: int) -> Iterator[ev.Event]:
         )
 
 
-def show(what: str, seconds: float, note: str = "") -> None:
-    print(f"{what:<44}{seconds * 1000:>10.1f} ms CPU  {note}")
-
-
 def main() -> None:
     jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000
     records = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
@@ -89,44 +86,51 @@ def main() -> None:
         paths = SessionPaths(Path(directory) / "state")
         journal, _ = Journal.lead(paths, Effects(), now=1.0, monotonic=time.monotonic, wait=time.sleep)
         begin = time.process_time()
-        for number, event in enumerate(history(jobs, records), 1):
+        for turn, event in enumerate(history(jobs, records), 1):
             journal.append(event)
-            if number % 500 == 0:
+            if turn % 500 == 0:
                 journal.commit()
         journal.commit()
         path = next(paths.journal.iterdir())
-        note = f"{records} records of {jobs} jobs, {path.stat().st_size / 1e6:.1f} MB, a barrier every 500"
-        show("make and write", time.process_time() - begin, note)
+        size = path.stat().st_size / 1e6
+        making = time.process_time() - begin
 
         begin = time.process_time()
         for line in path.read_bytes().splitlines():
             json.loads(line)
         floor = time.process_time() - begin
-        show("reference: json.loads of each line", floor)
 
         begin = time.process_time()
         events = read(paths).events
         reading = time.process_time() - begin
-        show("read: checked, typed, in order", reading, f"{reading / floor:.1f} times the reference")
 
         begin = time.process_time()
         session = Session()
         for event in events:
             session.apply(event)
         replaying = time.process_time() - begin
-        show("replay", replaying, f"reading and replaying: {reading + replaying:.2f} s")
 
         follower = Follower(paths)
         follower.new_events()
         begin = time.process_time()
         for _ in range(100):
             follower.new_events()
-        show("follower: a look that finds nothing", (time.process_time() - begin) / 100)
+        following = (time.process_time() - begin) / 100
         begin = time.process_time()
         for _ in range(100):
             leader_alive(paths)
-        show("who leads", (time.process_time() - begin) / 100)
-    print(f"memory at most: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        leading = (time.process_time() - begin) / 100
+    table = Table(f"{records:,} records of {jobs:,} jobs, {size:.0f} MB", "CPU s", "ratio", left=(44,))
+    for name, spent in (
+        ("reference: json.loads of each line", floor),
+        ("read: checked, typed, in order", reading),
+        ("replay", replaying),
+        ("made and written, a barrier every 500", making),
+        ("a follower's look that finds nothing", following),
+        ("who leads", leading),
+    ):
+        table.row(name, number(spent), number(spent / floor))
+    print(f"\nmemory at most: {peak_mb():.0f} MB")
 
 
 if __name__ == "__main__":

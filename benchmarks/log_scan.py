@@ -1,9 +1,10 @@
 # ruff: noqa: E501 - lines of logs are long
 """How fast logs are searched for signals, against a loop that tries each pattern on each line.
 
-    python benchmarks/log_scan.py [MEGABYTES]
+    python benchmarks/log_scan.py [MEGABYTES]        three big logs
+    python benchmarks/log_scan.py small [FILES]      many small ones
 
-Twenty patterns, three logs of 200 MB: a mix as training writes it (a metric on every 50th line, something to
+**Big.** Twenty patterns, three logs of 200 MB: a mix as training writes it (a metric on every 50th line, something to
 act on on every 1,000th), one where every line is a metric, one where matches are rare (every 20,000th line). A
 log is a seeded piece of 25 MB, repeated; it is read through `LogWatcher.look`, cursor by cursor, as the loop
 does, from the page cache. The peers search the first 4 MB of the same file: `each pattern` is one `re` search
@@ -13,6 +14,11 @@ lines where one matches each of them.
 What was found is compared with what `each pattern` finds on the whole piece, shifted for each repetition: rule,
 byte offset and fields of every match. Memory is the peak of the resident set of a fresh process above the one
 before its scan. Every speed is CPU time, the best of three passes.
+
+**Small.** A thousand logs of 4 kB, in each of which three lines come in each of ten ticks, the same twenty
+patterns, every match. The reference keeps the offset of each file, reads what is new, and tries each pattern on
+each line; the floor opens and reads, and searches nothing. Then a tick in which nothing has come. What was found
+is compared with what the reference found.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from table import Table, number, peak_mb, resident_mb  # noqa: F401 - `memory` uses it in another process
 
 from oellm_autoexp.core.model import Cursor
 from oellm_autoexp.core.signals import SignalRule
@@ -145,11 +153,11 @@ def other(rng: random.Random, step: int) -> str:
     )
 
 
-def piece(mix: str) -> bytes:
-    """Whole lines of about PIECE bytes."""
+def piece(mix: str, most: int) -> bytes:
+    """Whole lines of about so many bytes."""
     rng = random.Random(mix)
     lines, size, step = [], 0, 0
-    while size < PIECE:
+    while size < most:
         step += 1
         if mix == "metrics":
             line = metric(rng, step)
@@ -237,20 +245,11 @@ def memory(path: Path, *, wordless: bool, limits: bool) -> float:
     """Megabytes that a scan takes on top, in a process of its own."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import log_scan as it; from pathlib import Path;"
-        f"watched = it.rules(wordless={wordless}, limits={limits}); before = it.resident(peak=False);"
-        "it.scan(Path(sys.argv[2]), watched, lambda found: None); print(it.resident(peak=True) - before)"
+        f"watched = it.rules(wordless={wordless}, limits={limits}); before = it.resident_mb();"
+        "it.scan(Path(sys.argv[2]), watched, lambda found: None); print(it.peak_mb() - before)"
     )
     argv = [sys.executable, "-c", program, str(Path(__file__).parent), str(path)]
     return float(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-
-
-def resident(*, peak: bool) -> float:
-    """Megabytes of this process in memory."""
-    wanted = "VmHWM:" if peak else "VmRSS:"
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(wanted):
-            return int(line.split()[1]) / 1000
-    raise SystemExit("this needs Linux")
 
 
 class Checked:
@@ -286,15 +285,23 @@ class Checked:
             raise SystemExit(f"missed: {missing}")
 
 
-def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    print(
-        f"{'log':<9}{'rules':<27}{'ours MB/s':>10}{'each pattern':>14}{'ratio':>6}{'alternation':>13}{'ratio':>6}"
-        f"{'memory MB':>11}{'signals':>9}"
+def big(megabytes: int) -> None:
+    """Three logs of so many MB."""
+    table = Table(
+        "log",
+        "rules",
+        "ours MB/s",
+        "each pattern",
+        "ratio",
+        "alternation",
+        "ratio",
+        "memory MB",
+        "signals",
+        left=(8, 28),
     )
     with tempfile.TemporaryDirectory(prefix="autoexp-bench-") as directory:
         for mix in ("training", "metrics", "rare"):
-            data = piece(mix)
+            data = piece(mix, min(PIECE, megabytes * 1_000_000))
             times = -(-megabytes * 1_000_000 // len(data))
             path = Path(directory) / mix
             with path.open("wb") as file:
@@ -315,14 +322,124 @@ def main() -> None:
                     extra = memory(path, wordless=wordless, limits=limits)
                     which = "limits and gauges" if limits else "every match"
                     which += ", 1 wordless" if wordless else ""
-                    print(
-                        f"{mix:<9}{which:<27}{speed:>10.0f}{naive:>14.1f}{speed / naive:>6.0f}{combined:>13.1f}"
-                        f"{speed / combined:>6.0f}{extra:>11.1f}{checked.count:>9}",
-                        flush=True,
+                    table.row(
+                        mix,
+                        which,
+                        number(speed),
+                        number(naive),
+                        number(speed / naive),
+                        number(combined),
+                        number(speed / combined),
+                        f"{extra:.1f}",
+                        f"{checked.count:,}",
                     )
             path.unlink()
-    print("every signal is the oracle's, in order")
+    print("\nevery signal is the oracle's, in order")
+
+
+# ---------------------------------------------------------------- many small logs
+
+SMALL, LINES, TICKS = 4_000, 3, 10
+
+
+class Watched:
+    """So many logs, each looked at by `LogWatcher`, and what was found."""
+
+    def __init__(self, paths: Sequence[Path], watched: list[SignalRule]) -> None:
+        self._watcher = LogWatcher(watched)
+        self._at = {path: (Cursor(), dict[str, int]()) for path in paths}
+        self.found: list[Found] = []
+
+    def look(self) -> None:
+        for path, (cursor, matches) in self._at.items():
+            seen = self._watcher.look("log", path, cursor, matches)
+            self._at[path] = seen.cursor, seen.findings.matches
+            self.found += [(signal.offset, signal.rule, signal.fields) for signal in seen.findings.signals]
+
+
+class Naive:
+    """The same by offset, line and pattern; with no rules it only reads."""
+
+    def __init__(self, paths: Sequence[Path], watched: list[SignalRule]) -> None:
+        self._rules = watched
+        self._at = dict.fromkeys(paths, 0)
+        self.found: list[Found] = []
+
+    def look(self) -> None:
+        for path, offset in self._at.items():
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+            self._at[path] = offset + len(data)
+            if self._rules and data:
+                found = each_pattern(data[:-1], self._rules)
+                self.found += [(offset + at, name, fields) for at, name, fields in found]
+
+
+def small(files: int) -> None:
+    """So many logs that grow a little."""
+    rng, watched = random.Random("small"), rules(wordless=False, limits=False)
+    table = Table(
+        "a tick over small logs", "ours ms", "each pattern", "ratio", "floor", "memory MB", left=(32,)
+    )
+    with tempfile.TemporaryDirectory(prefix="autoexp-bench-") as directory:
+        paths = [Path(directory) / f"{index}.log" for index in range(files)]
+        step = 0
+
+        def grow(least: int) -> None:
+            nonlocal step
+            for path in paths:
+                lines, size = [], 0
+                while size < least or len(lines) < LINES:
+                    step += 1
+                    lines.append(
+                        metric(rng, step)
+                        if step % 50 == 0
+                        else event(rng, step)
+                        if step % 1000 == 1
+                        else other(rng, step)
+                    )
+                    size += len(lines[-1]) + 1
+                with path.open("ab") as file:
+                    file.write("\n".join([*lines, ""]).encode())
+
+        grow(SMALL)
+        gc.collect()
+        before = resident_mb()
+        ours = Watched(paths, watched)
+        spent = [cpu(ours.look)]
+        extra = resident_mb() - before
+        naive, floor = Naive(paths, watched), Naive(paths, [])
+        theirs, least = [cpu(naive.look)], [cpu(floor.look)]
+        for _ in range(TICKS):
+            grow(0)
+            for times, each in ((spent, ours), (theirs, naive), (least, floor)):
+                times.append(cpu(each.look))
+        still = [min(cpu(each.look) for _ in range(TICKS)) for each in (ours, naive, floor)]
+        if ours.found != naive.found:
+            raise SystemExit("not what the reference found")
+        for name, (mine, his, floor_s), memory_mb in (
+            (f"{files:,} new, {SMALL // 1000} kB each", (spent[0], theirs[0], least[0]), number(extra)),
+            (f"{LINES} lines more in each", (min(spent[1:]), min(theirs[1:]), min(least[1:])), ""),
+            ("nothing more", (still[0], still[1], still[2]), ""),
+        ):
+            times_ms = (number(seconds * 1000) for seconds in (mine, his))
+            table.row(name, *times_ms, f"{his / mine:.1f}", number(floor_s * 1000), memory_mb)
+    print(f"\n{len(ours.found):,} signals, the same as the reference's; CPU, of ten ticks the best")
+
+
+def cpu(work: Callable[[], None]) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def main(words: Sequence[str]) -> None:
+    if words[:1] == ["small"]:
+        small(int(words[1]) if len(words) > 1 else 1000)
+    else:
+        big(int(words[0]) if words else 200)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

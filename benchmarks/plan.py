@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from table import Table, number
 
 REFERENCE_POINTS = 50
 REPEATS = 3
@@ -124,17 +125,21 @@ def reference(home: Path) -> float:
 def compare(sizes: Sequence[int], home: Path) -> None:
     each = reference(home / "reference")
     ours(10, home / "warm")
-    print(f"{'points':>7} {'user s':>7} {'sys s':>6} {'CPU s':>6} {'MB':>5} {'Hydra, s':>9} {'ratio':>6}")
+    table = Table("points", "CPU s", "of it system", "MB", "Hydra once a point, s", "ratio")
     for points in sizes:
-        runs = [ours(points, home / f"{points}-{number}") for number in range(REPEATS)]
+        runs = [ours(points, home / f"{points}-{turn}") for turn in range(REPEATS)]
         user, system, memory = sorted(runs, key=lambda run: run[0] + run[1])[REPEATS // 2]
         whole = user + system
         theirs = each * points
-        print(
-            f"{points:>7} {user:>7.2f} {system:>6.2f} {whole:>6.2f} {memory:>5.0f} {theirs:>9.1f} "
-            f"{theirs / whole:>6.1f}"
+        table.row(
+            f"{points:,}",
+            number(whole),
+            number(system),
+            f"{memory:.0f}",
+            number(theirs),
+            f"{theirs / whole:.0f}",
         )
-    print(f"Hydra: {each * 1000:.1f} ms a point, measured over {REFERENCE_POINTS} points")
+    print(f"\nHydra: {each * 1000:.1f} ms a point, measured over {REFERENCE_POINTS} points")
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from table import Table, number
+
 REFERENCE = """
 import json, pathlib, sys
 for path in pathlib.Path(sys.argv[1]).iterdir():
@@ -37,8 +39,8 @@ def write(home: Path, jobs: int, records: int) -> None:
     clock = idle_tick.Stepped()
     loop, _, _, session = idle_tick.started(home, jobs, clock)
     names, at = list(session.jobs), clock.now()
-    for number in range(records - 5 * jobs):
-        turn, index = divmod(number, jobs)
+    for record in range(records - 5 * jobs):
+        turn, index = divmod(record, jobs)
         loop.record(
             ev.ProgressMade(at=at, job=names[index], attempt=1, counter="iteration", value=float(turn))
         )
@@ -107,7 +109,7 @@ def main() -> None:
         writer.wait()
         journal = home / "state" / "monitor" / "journal"
         size = sum(path.stat().st_size for path in journal.iterdir())
-        print(f"{jobs} live jobs, {records} records, {size / 1e6:.1f} MB; the daemon was killed")
+        print(f"{jobs:,} live jobs, {records:,} records, {size / 1e6:.1f} MB; the daemon was killed\n")
 
         begin = time.perf_counter()
         subprocess.run([sys.executable, "-c", REFERENCE, str(journal)], check=True)
@@ -118,13 +120,17 @@ def main() -> None:
         said = json.loads(done.stdout)
         if said["live"] != jobs:
             raise SystemExit(f"{said['live']} of {jobs} live jobs were found")
-        print(f"reference: json.loads of each line         {floor:6.2f} s")
-        print(
-            f"leads again, has looked, has answered      {wall:6.2f} s  ({said['cpu']:.2f} s CPU, "
-            f"{said['memory']:.0f} MB), {wall / floor:.1f} times the reference"
+        table = Table("after kill -9", "wall s", "CPU s", "ratio", "MB", "calls", left=(44,))
+        table.row("reference: json.loads of each line", number(floor), "", "1.0", "", "")
+        table.row(
+            "leads again, has looked, has answered",
+            number(wall),
+            number(said["cpu"]),
+            f"{wall / floor:.1f}",
+            f"{said['memory']:.0f}",
+            f"{said['reads']} + {said['writes']}",
         )
-        print(f"{said['live']} live jobs found, answer: {said['answer']!r}")
-        print(f"calls to the scheduler: {said['reads']} read, {said['writes']} written")
+        print(f"\n{said['live']:,} live jobs found, answer: {said['answer']!r}; calls: read + written")
 
 
 if __name__ == "__main__":

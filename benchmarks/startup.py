@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 
+from table import Table, number
+
 CASES = {
     "reference: python": ["-c", "pass"],
     "import oellm_autoexp": ["-c", "import oellm_autoexp"],
@@ -37,19 +39,23 @@ def measured(argv: list[str]) -> tuple[float, float, float]:
 
 def main() -> None:
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    print(f"{'':<40} wall s: best  median  CPU s: best  median    MB  beyond python")
+    table = Table("fresh process", "wall s", "median", "CPU s", "median", "ratio", "MB", left=(40,))
     floor = 0.0
     for name, argv in CASES.items():
         measured(argv)  # fills the page cache, and compiles what is not compiled yet
         found = [measured(argv) for _ in range(times)]
         walls, cpus = [each[0] for each in found], [each[1] for each in found]
         floor = floor or min(cpus)
-        memory = max(each[2] for each in found)
-        print(
-            f"{name:<40}{min(walls):>13.3f}{statistics.median(walls):>8.3f}{min(cpus):>13.3f}"
-            f"{statistics.median(cpus):>8.3f}{memory:>6.0f}{min(cpus) - floor:>13.3f} s",
-            flush=True,
+        table.row(
+            name,
+            number(min(walls)),
+            number(statistics.median(walls)),
+            number(min(cpus)),
+            number(statistics.median(cpus)),
+            f"{min(cpus) / floor:.1f}",
+            f"{max(each[2] for each in found):.0f}",
         )
+    print("\nthe best of each; ratio: CPU beside that of the interpreter")
 
 
 if __name__ == "__main__":
