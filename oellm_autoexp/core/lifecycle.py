@@ -518,14 +518,13 @@ def _again(job: Job) -> Job:
 
 
 def _restart(job: Job, event: ev.RestartScheduled) -> Job:
-    spent = dict(job.spent)
+    spent, last = dict(job.spent), job.attempt
+    if last is not None and last.progressed:
+        # Whatever ended it: the job has got ahead, and every entry counts from here.
+        spent = {entry: Spent(total=before.total) for entry, before in spent.items()}
     if event.charged:
-        last = job.attempt
-        progressed = last is not None and last.progressed
         before = spent.get(event.entry, Spent())
-        spent[event.entry] = Spent(
-            total=before.total + 1, without_progress=1 if progressed else before.without_progress + 1
-        )
+        spent[event.entry] = Spent(total=before.total + 1, without_progress=before.without_progress + 1)
     return replace(
         job,
         state=JobState.WAITING,

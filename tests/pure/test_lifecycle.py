@@ -305,6 +305,20 @@ def test_progress_refills_the_fruitless_budget() -> None:
     assert "no progress" in job.reason
 
 
+def test_progress_refills_every_budget_whatever_ended_the_attempt_that_made_it() -> None:
+    """Fruitless crashes before and after an attempt that got ahead, and then timed out, do not add up."""
+    job = Job(spec=spec())
+    deaths = [exited(1), exited(1), exited(143, "timeout"), exited(1), exited(1), exited(1)]
+    for number, death in enumerate(deaths, start=1):
+        assert not job.state.ended
+        marked = attempt(number, progressed_at=1.0 if number == 3 else None)
+        job = replace(job, attempts=(*job.attempts, marked))
+        state = S.TIMEOUT if death.cause == "timeout" else S.FAILED
+        job = evolve_all(job, decide(job, ended(death.exit_code, state, exit=death), rules()))
+    assert job.state is JobState.FAILED and len(job.attempts) == 6
+    assert "all 2 restarts for crash are used up since it last got ahead" in job.reason
+
+
 def test_the_time_limit_grows_with_adjust_time_limit() -> None:
     """AdjustTimeLimitPolicy gives the next attempt more minutes."""
     policy = rules({"timeout": {"class_name": "AdjustTimeLimitPolicy", "minutes": 30}})
