@@ -161,11 +161,13 @@ class Audit:
         elif isinstance(event, ev.RestartScheduled):
             self._allowed[event.job] += 1
             key = (event.job, event.entry)
-            policy = self._limits.get(event.entry, {})
-            if policy.get("refilled_by_progress") and self._attempt(event.job, event.attempt).progressed:
-                self._charged[key] = 0
+            if self._attempt(event.job, event.attempt).progressed:
+                # Whatever ended the attempt: the job has got ahead.
+                for job, entry in list(self._charged):
+                    if job == event.job and self._limits.get(entry, {}).get("refilled_by_progress"):
+                        self._charged[job, entry] = 0
             self._charged[key] += event.charged
-            limit = policy.get("max_retries")
+            limit = self._limits.get(event.entry, {}).get("max_retries")
             assert limit is None or self._charged[key] <= limit, f"4: restart {self._charged[key]}: {event}"
         elif isinstance(event, ev.SubmitRequested):
             for name, number in event.jobs:
