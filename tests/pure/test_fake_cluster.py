@@ -337,7 +337,8 @@ def test_more_exclusions_than_a_job_can_bear_are_told_as_slurm_tells_them() -> N
 def test_a_cut_off_copy_goes_on_until_it_sees_that_a_later_start_has_taken_over() -> None:
     """Same id, higher restart count, next generation; both write to one log for a while."""
     play = {**LONG, "log_every": 10, "checkpoint_every": None, "startup": 0}
-    world = FakeWorld(jobs=[play], cluster={"nodes": 2, "slurmd_timeout": 60, "requeue_delay": 10})
+    cluster = {"nodes": 2, "slurmd_timeout": 60, "requeue": True, "requeue_delay": 10}
+    world = FakeWorld(jobs=[play], cluster=cluster)
     job = world.one()
     world.to(600)
     world.befall("node_fail", node=job.nodes[0], runs_on=True, lasts=HOUR)

@@ -47,7 +47,7 @@ restart_policies:
   crash.nan: {class_name: NoRestartPolicy, message: look at the learning rate}
 """
 SCENARIO = """\
-cluster: {nodes: 6, partitions: {main: {max_time: 1d}}}
+cluster: {nodes: 6, requeue: true, partitions: {main: {max_time: 1d}}}
 jobs:
 - match: '*lr0.001_s0'
   work: 30h

@@ -416,8 +416,7 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
         nodes=max(1, nodes),
         time_limit=limit,
         partition=options.get("partition", ""),
-        # The client asks Slurm not to start a job again by itself, unless its script wants that.
-        requeue="requeue" in options,
+        requeue=True if "requeue" in options else False if "no-requeue" in options else None,
         exclude=tuple(sorted({*exclude, *own_exclude})),
         own_exclude=own_exclude,
     )

@@ -126,7 +126,9 @@ class ClusterHabits:
 
     `nodes`: null for as many as the jobs want at once, and `spare` of that (a part, at least one node) more.
     Jobs get whole nodes. Without `partitions` every partition exists and has no limits; the first is the
-    default. `queue_wait`: the mean time that others are served first. `accounting_lag`: until sacct knows.
+    default. `requeue`: Slurm itself starts again what lost its node or was preempted (false: only where the
+    script has `--requeue`, for the client asks it not to). `queue_wait`: the mean time that others are served
+    first. `accounting_lag`: until sacct knows.
     """
 
     nodes: int | None = 64
@@ -136,7 +138,7 @@ class ClusterHabits:
     queue_wait: float = 0.0
     scheduling_delay: float = 3.0
     completing: float = 1.0
-    requeue: bool = True
+    requeue: bool = False
     requeue_delay: float = 2 * MINUTE
     slurmd_timeout: float = 5 * MINUTE
     kill_wait: float = 30.0
