@@ -303,6 +303,19 @@ class AttemptPending(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRequeued(Event):
+    """The scheduler itself has ended a start of the attempt, and starts it again under the same id.
+
+    `requeues`: how often it has done so (Slurm's Restarts); the guard's claims count the same as generations.
+    """
+
+    kind: ClassVar[str] = "attempt_requeued"
+    job: str
+    attempt: int
+    requeues: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExclusionUpdated(Event):
     """Outcome: the scheduler keeps a queued attempt from these nodes, instead of those it was told before."""
 

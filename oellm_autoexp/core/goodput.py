@@ -135,7 +135,7 @@ class Ledger:
                 self._withdraw(event, lambda _task: True)
             case ev.AttemptStarted():
                 self._change(event.job, event.attempt, started=_ms(event.started_at))
-            case ev.AttemptPending():
+            case ev.AttemptRequeued() | ev.AttemptPending():
                 self._accounts[event.job].requeue(event.attempt, _ms(event.at))
             case ev.AttemptEnded():
                 started = None if event.started_at is None else _ms(event.started_at)

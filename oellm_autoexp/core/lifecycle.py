@@ -159,14 +159,15 @@ def _decide_live(job: Job, attempt: Attempt, seen: Observation, rules: Rules) ->
         if attempt.gone_since is None:
             return (ev.AttemptGone(at=seen.now, job=job.spec.name, attempt=attempt.number),)
         return ()
+    again = _requeued(job, attempt, fact, seen.now)
     if fact.state.ended:
-        # The verdict waits for the log: a specific line in it wins over a generic state.
-        return _ended(job, attempt, seen, rules) if seen.drained else ()
-    moved = _follow_state(job, attempt, fact, seen.now)
+        # The verdict waits for the log: a specific line in it wins over a generic state. Where it went on
+        # unseen after a requeue, a line may be of either start, and still says more than none.
+        return again + _ended(job, attempt, seen, rules) if seen.drained else ()
+    job = evolve_all(job, again)
+    moved = _follow_state(job, job.attempts[-1], fact, seen.now)
     job = evolve_all(job, moved)
-    current = job.live
-    assert current is not None
-    return moved + _cancel_if_wanted(job, current, seen, rules)
+    return again + moved + _cancel_if_wanted(job, job.attempts[-1], seen, rules)
 
 
 def _confirmed_gone(attempt: Attempt, seen: Observation) -> bool:
@@ -175,13 +176,20 @@ def _confirmed_gone(attempt: Attempt, seen: Observation) -> bool:
     return attempt.gone_since is not None and seen.now - attempt.gone_since >= seen.gone_grace_s
 
 
+def _requeued(job: Job, attempt: Attempt, fact: SchedulerFact, now: float) -> tuple[ev.Event, ...]:
+    """The scheduler itself has started it again, or will: it counts more starts, or what ran waits."""
+    is_back = attempt.phase is Phase.RUNNING and fact.state is SchedulerState.PENDING
+    count = max(fact.restart_count, attempt.requeues + is_back)
+    if count == attempt.requeues:
+        return ()
+    return (ev.AttemptRequeued(at=now, job=job.spec.name, attempt=attempt.number, requeues=count),)
+
+
 def _follow_state(job: Job, attempt: Attempt, fact: SchedulerFact, now: float) -> tuple[ev.Event, ...]:
     name = job.spec.name
     if fact.state in (SchedulerState.PENDING, SchedulerState.HELD):
-        # The scheduler itself may take a job back into its queue, under the same id (Slurm's requeue).
-        is_back = attempt.phase is Phase.RUNNING and fact.state is SchedulerState.PENDING
         is_news = job.state is not JobState.PENDING or attempt.pending_reason != fact.reason
-        if is_back or (attempt.phase is Phase.ACCEPTED and is_news):
+        if attempt.phase is Phase.ACCEPTED and is_news:
             return (ev.AttemptPending(at=now, job=name, attempt=attempt.number, reason=fact.reason),)
         return ()
     if attempt.phase is not Phase.RUNNING:
@@ -437,6 +445,8 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
                 gone_since=None,
             )
             return replace(job, state=JobState.RUNNING, attempts=attempts)
+        case ev.AttemptRequeued():
+            return _back(job, event)
         case ev.ExclusionUpdated():
             return replace(job, attempts=_changed(job, event.attempt, exclude=event.exclude))
         case ev.CanaryProved():
@@ -471,6 +481,22 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
             return replace(job, attempts=_changed(job, event.attempt, cancel=cancel))
         case _:
             return job
+
+
+def _back(job: Job, event: ev.AttemptRequeued) -> Job:
+    """The attempt is to start again: what its log has said of failure is of a start that is over."""
+    last = job.attempts[-1]
+    attempts = _changed(
+        job,
+        event.attempt,
+        phase=Phase.ACCEPTED,
+        requeues=event.requeues,
+        started_at=None,
+        pending_reason="",
+        gone_since=None,
+        signals=tuple(found for found in last.signals if mode_root(found.mode) == "success"),
+    )
+    return replace(job, state=JobState.PENDING, attempts=attempts, matches={})
 
 
 def _changed(job: Job, number: int, **changes: object) -> tuple[Attempt, ...]:

@@ -264,12 +264,14 @@ class Attempt:
     ended_at: float | None = None
     pending_reason: str = ""
     nodes: str = ""
+    #: How often the scheduler itself has started it again under the same id.
+    requeues: int = 0
     #: Nodes that it is not to be given.
     exclude: tuple[str, ...] = ()
     #: Nodes that its signals with an error mode name, the first few.
     named_nodes: tuple[str, ...] = ()
     cancel: Cancel | None = None
-    #: The signals with a mode that were found, the first of each rule.
+    #: The signals with a mode that were found since its latest start, the first of each rule.
     signals: tuple[LogSignal, ...] = ()
     #: When a declared counter or a checkpoint last moved ahead during this attempt.
     progressed_at: float | None = None

@@ -48,6 +48,7 @@ class _Watch:
     """What is remembered of a live attempt between looks; a new daemon begins anew."""
 
     attempt: int
+    requeues: int
     files: Mapping[str, Path]
     series: Path
     looked_at: float | None = None
@@ -209,6 +210,7 @@ class Observer:
         if watch is None or watch.attempt != attempt.number:
             watch = self._watches[job.spec.name] = _Watch(
                 attempt=attempt.number,
+                requeues=attempt.requeues,
                 files=files_of(job, attempt),
                 series=self._paths.series(job.spec.name),
                 cursors=dict(job.cursors),
@@ -216,6 +218,11 @@ class Observer:
                 journaled=dict(job.cursors),
             )
             self._places.add(watch.files["log"].parent)
+        if watch.requeues != attempt.requeues:
+            # It has started again: how often rules have matched, and how long it was silent, begins anew.
+            watch.requeues, watch.matches = attempt.requeues, job.matches
+            watch.quiet_s = watch.still_s = watch.longest_s = watch.silences_s = 0.0
+            watch.got_ahead = False
         asked = rules.check_interval_s
         interval = self._check_interval() if asked is None else asked
         # With an answer of the scheduler the logs are looked at too: silence is counted between the two.

@@ -279,11 +279,14 @@ def told(event: ev.Event) -> str:
         case ev.ProgressMade():
             return f"progress: {event.counter} {event.value:g}"
         case _:
-            return _told_of_nodes(event)
+            return _told_rarely(event)
 
 
-def _told_of_nodes(event: ev.Event) -> str:
+def _told_rarely(event: ev.Event) -> str:
     match event:
+        case ev.AttemptRequeued():
+            count = f"restart {event.requeues} of this id"
+            return f"attempt {event.attempt} was taken back by the scheduler, to start again ({count})"
         case ev.NodesSuspected():
             shown = ", ".join(event.nodes[:MANY]) + (", …" if len(event.nodes) > MANY else "")
             share = " each, for one of them may be to blame" if event.share and len(event.nodes) > 1 else ""

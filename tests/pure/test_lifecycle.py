@@ -195,8 +195,43 @@ def test_a_stall_needs_a_threshold_and_an_answer_and_the_start_up_grace() -> Non
     (cancel,) = decide(running(), quiet, strict)
     assert isinstance(cancel, ev.CancelRequested) and cancel.mode == "stall"
     assert decide(running(), replace(quiet, now=899), strict) == ()
-    (requeued,) = decide(running(), replace(quiet, fact=SchedulerFact(state=S.PENDING)), strict)
-    assert isinstance(requeued, ev.AttemptPending)
+    assert decide(evolve_all(running(), requeued()), quiet, strict) != (cancel,)
+
+
+def requeued(count: int = 1) -> tuple[ev.Event, ...]:
+    return (ev.AttemptRequeued(at=1000, job="a", attempt=1, requeues=count),)
+
+
+def test_what_the_scheduler_starts_again_is_journaled_as_that() -> None:
+    """Seen in its queue, or only by the number of its starts, or at its end; once for each start."""
+
+    def kinds(job: Job, **fact: Any) -> list[str]:
+        seen = Observation(now=1000, fact=SchedulerFact(**fact), drained=True)
+        return [event.kind for event in decide(job, seen, rules())]
+
+    waits = kinds(running(), state=S.PENDING, reason="BeginTime", restart_count=1)
+    assert waits == ["attempt_requeued", "attempt_pending"]
+    assert kinds(running(), state=S.PENDING) == ["attempt_requeued"]
+    unseen = kinds(running(), state=S.RUNNING, restart_count=2, started_at=990.0)
+    assert unseen == ["attempt_requeued", "attempt_started"]
+    over = kinds(running(), state=S.FAILED, exit_code=1, restart_count=1)
+    assert over[:2] == ["attempt_requeued", "attempt_ended"]
+    back = evolve_all(running(), requeued(2))
+    assert (back.state, back.attempts[0].requeues, back.attempts[0].started_at) == (JobState.PENDING, 2, None)
+    assert kinds(back, state=S.PENDING, restart_count=2) == []
+    assert kinds(back, state=S.RUNNING, restart_count=2) == ["attempt_started"]
+
+
+def test_a_failure_of_an_earlier_start_does_not_end_the_next() -> None:
+    """What the log said of it is over; a success that it told of stays."""
+    job = running(signals=(signal("crash.nan"), signal("success")))
+    strict = rules(acting={"crash.nan": 0.0})
+    seen = Observation(now=1000, fact=SchedulerFact(state=S.RUNNING))
+    assert [event.kind for event in decide(job, seen, strict)] == ["cancel_requested"]
+    job = evolve_all(job, requeued())
+    assert [found.rule for found in job.attempts[0].signals] == ["success"] and job.matches == {}
+    again = replace(seen, fact=SchedulerFact(state=S.RUNNING, restart_count=1))
+    assert [event.kind for event in decide(job, again, strict)] == ["attempt_started"]
 
 
 def test_a_learned_threshold_needs_a_job_that_was_watched_and_is_patient_with_stalls() -> None:
@@ -218,8 +253,7 @@ def test_a_learned_threshold_needs_a_job_that_was_watched_and_is_patient_with_st
 def test_the_scheduler_may_take_a_running_attempt_back_into_its_queue() -> None:
     """It waits under the same id, and starts again: neither an end nor another attempt."""
     fact = SchedulerFact(state=S.PENDING, reason="BeginTime")
-    (event,) = decide(running(), Observation(now=50, fact=fact), rules())
-    job = evolve_all(running(), (event,))
+    job = evolve_all(running(), decide(running(), Observation(now=50, fact=fact), rules()))
     assert job.state is JobState.PENDING and job.live is not None
     assert (job.live.phase, job.live.started_at) == (Phase.ACCEPTED, None)
     back = SchedulerFact(state=S.RUNNING, started_at=80.0, nodes="n2")

@@ -21,6 +21,7 @@ from world import FOREVER, Script, Stage, World
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.model import JobState
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 from oellm_autoexp.store import inbox
@@ -149,7 +150,13 @@ def swept() -> Played:
     played = Played(ROOT, setup)
     played.client.befall(ClusterFault(kind="outage", at=0.0, lasts=30.0))
     loop = played.submit()
-    played.run(loop)
+
+    def requeue() -> None:
+        job = loop.session.jobs["long"]
+        if job.state is JobState.RUNNING and len(job.attempts) == 2 and not job.attempts[1].requeues:
+            played.client.befall(ClusterFault(kind="requeue", job="long", at=0.0))
+
+    played.run(loop, requeue)
     loop = played.lead()
     inbox.drop(
         played.paths, Effects(), "exclude", {"nodes": ["node9"], "why": "smokes"}, now=played.clock.now()

@@ -207,7 +207,7 @@ class Audit:
         job = self.session.jobs.get(name)
         if job is None or not job.state.ended:
             return
-        changes = (ev.AttemptStarted, ev.AttemptPending, ev.AttemptGone, ev.AttemptEnded)
+        changes = (ev.AttemptRequeued, ev.AttemptStarted, ev.AttemptPending, ev.AttemptGone, ev.AttemptEnded)
         decides = (ev.JobEnded, ev.RestartScheduled)
         assert not isinstance(event, (*changes, *decides)), f"8: {name} is {job.state.value}, and {event}"
 
