@@ -5,6 +5,7 @@
   eval "$(dev_slurm.py start DIR [options])"      start one; prints what to export
   dev_slurm.py kill|freeze|thaw|start-again DIR DAEMON...
   dev_slurm.py stop DIR                           end it and all its jobs; DIR stays
+  dev_slurm.py stop-after PID DIR                 the same when a process has ended; DIR is removed
 
 Daemons: slurmctld, and node1, node2, …: one slurmd each, in PID, UTS and mount namespaces of its own, so
 that ending a node ends its jobs, as a power cut would. `node1.slurmd` is only the daemon: its jobs run on.
@@ -17,6 +18,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shlex
 import shutil
 import signal
@@ -467,6 +469,18 @@ class Cluster:
             subprocess.run([*argv, *more], env=self.environment, stdout=output, stderr=output, check=True)
 
 
+def stop_after(pid: int, directory: Path) -> None:
+    """Wait for the end of a process, however it comes; then end its cluster, if it has not done so."""
+    with contextlib.suppress(ProcessLookupError):
+        waiting = select.poll()
+        waiting.register(os.pidfd_open(pid), select.POLLIN)
+        waiting.poll()
+    cluster = Cluster(directory)
+    if cluster.settings:
+        cluster.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -488,6 +502,9 @@ def parsed() -> argparse.Namespace:
         one = commands.add_parser(name, help=f"{name} daemons")
         one.add_argument("directory", type=Path, metavar="DIR")
         one.add_argument("daemons", nargs="+", metavar="DAEMON")
+    one = commands.add_parser("stop-after", help="end and remove the cluster in DIR when a process has ended")
+    one.add_argument("pid", type=int, metavar="PID")
+    one.add_argument("directory", type=Path, metavar="DIR")
     one = commands.add_parser("stop", help="end the cluster in DIR")
     one.add_argument("directory", type=Path, metavar="DIR")
     return top.parse_args()
@@ -497,6 +514,9 @@ def main() -> None:
     given = parsed()
     if given.command == "install":
         install(given.accounting)
+        return
+    if given.command == "stop-after":
+        stop_after(given.pid, given.directory)
         return
     cluster = Cluster(given.directory)
     if given.command == "start":

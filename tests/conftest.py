@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ def _cluster(*, accounting: bool) -> Iterator[Cluster]:
     # A short path, for its sockets.
     directory = Path(tempfile.mkdtemp(prefix="autoexp-slurm."))
     cluster = Cluster(directory)
+    # Whatever becomes of this process, no cluster is left behind.
+    argv = [sys.executable, dev_slurm.__file__, "stop-after", str(os.getpid()), str(directory)]
+    watcher = subprocess.Popen(argv, start_new_session=True)
     try:
         # Ended jobs are remembered for as long as a test may take.
         options = {"AccountingStorageEnforce": "associations,limits"} if accounting else {}
@@ -52,6 +56,8 @@ def _cluster(*, accounting: bool) -> Iterator[Cluster]:
     finally:
         if cluster.settings:
             cluster.stop()
+        watcher.kill()
+        watcher.wait()
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -146,6 +146,24 @@ def test_what_others_cancel_stays_dead_and_what_they_requeue_goes_on(
     assert sessions.ran == ["real_hang 1", "real_long 1"]
 
 
+def test_what_slurm_starts_again_under_the_same_id_goes_on(slurm: Cluster, sessions: Sessions) -> None:
+    """Where the config asks for it: the same attempt, told of as requeued; no policy is asked."""
+    sessions.config("wait", array=False)
+    path = sessions.root / "sweep.yaml"
+    path.write_text(path.read_text().replace("sbatch: {", "sbatch: {requeue: true, "))
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(sessions.runs("real_wait"), "it runs")
+        until(lambda: sessions.ran == ["real_wait 1"], "its command runs")
+        (job,) = sessions.cli.jobs()
+        slurm.run("scontrol", "requeue", job["scheduler_id"])
+        until(lambda: sessions.ran == ["real_wait 1"] * 2, "its command runs again")
+        (sessions.root / "ran.go").touch()
+        assert leader.wait(60) == 0
+    assert sessions.ended_by() == {"real_wait": ("succeeded", ["success"])}
+    shown = sessions.cli("show", "outputs", "real_wait").stdout
+    assert "taken back by the scheduler, to start again (restart 1" in shown, shown
+
+
 def test_while_the_controller_is_away_nothing_is_decided(slurm: Cluster, sessions: Sessions) -> None:
     """Jobs that end meanwhile are judged rightly afterwards, and none is started again."""
     sessions.config("wait1, wait2, wait3", array=True)
