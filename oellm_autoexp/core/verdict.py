@@ -161,6 +161,16 @@ def _cancelled_by_others(case: Case) -> Answer:
     )
 
 
+def _missed_deadline(case: Case) -> Answer:
+    """It was taken out of the queue, for it could no longer end in time: another try would fare the same."""
+    fact = case.fact
+    if fact is None or fact.state is not SchedulerState.DEADLINE or case.exit is not None:
+        return None
+    if case.attempt.started_at is not None:
+        return None
+    return "crash.config", "it was taken out of the queue: it could not end before its deadline (--deadline)"
+
+
 def _time_limit(case: Case) -> Answer:
     state = case.fact.state if case.fact is not None else None
     if (
@@ -237,6 +247,7 @@ _RULES: tuple[Callable[[Case], Answer], ...] = (
     _named_by_a_signal,
     _exit_zero,
     _cancelled_by_others,
+    _missed_deadline,
     _time_limit,
     _state_says_it,
     _preempted,

@@ -402,6 +402,7 @@ PLAYS = st.fixed_dictionaries(
 KINDS = [
     "node_fail",
     "preempt",
+    "suspend",
     "cancel",
     "hold",
     "release",

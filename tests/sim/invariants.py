@@ -17,7 +17,8 @@ from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import Attempt, Phase, SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.reactions.policies import in_force
-from oellm_autoexp.schedulers.fake.cluster import HEARTBEAT_S, FakeCluster
+from oellm_autoexp.schedulers.fake.cluster import FakeCluster
+from oellm_autoexp.schedulers.fake.execution import HEARTBEAT_S
 from oellm_autoexp.schedulers.fake.run import Run
 from oellm_autoexp.store.journal import Follower, read
 

@@ -130,9 +130,7 @@ class Played:
     def __post_init__(self) -> None:
         self.paths = SessionPaths(self.root / "state")
         script, scenario = self.root / "job.sbatch", self.root / "scenario.yaml"
-        # As a template that asks for it: ours does not.
-        requeue = "#SBATCH --requeue\n" if self.setup.scenario.get("cluster", {}).get("requeue") else ""
-        script.write_text(f"#!/bin/bash\n{requeue}export AUTOEXP_CHECKPOINT_DIR={self.root}/ckpt\n")
+        script.write_text(f"#!/bin/bash\nexport AUTOEXP_CHECKPOINT_DIR={self.root}/ckpt\n")
         # The pace is ours: the client passes just as much time as it is told.
         told = {**self.setup.scenario, "pace": 1e-3, "stride": 1e-3}
         scenario.write_text(json.dumps(told))

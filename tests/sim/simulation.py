@@ -139,6 +139,7 @@ def _play(rng: Random, name: str) -> dict[str, Any]:
 FAULTS = {
     "node_fail": 4,
     "preempt": 2,
+    "suspend": 2,
     "cancel": 1,
     "hold": 1,
     "release": 1,

@@ -11,7 +11,7 @@ from played import LINES, Played, Setup, stage
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.errors import LeadershipLost
 from oellm_autoexp.monitor.loop import Loop
-from oellm_autoexp.schedulers.fake.cluster import HEARTBEAT_S
+from oellm_autoexp.schedulers.fake.execution import HEARTBEAT_S
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 
 RULES: dict[str, Any] = {"monitoring": {"class_name": "SlurmLogMonitor"}}

@@ -24,7 +24,7 @@ CONFIG = """\
 project: {name: tiny, base_output_dir: ./outputs}
 backend: {class_name: CommandBackend, command: [touch, ran, "${lr}"]}
 slurm:
-  sbatch: {nodes: 2, time: "12:00:00", partition: main, requeue: true}
+  sbatch: {nodes: 2, time: "12:00:00", partition: main}
   log_dir: ./elsewhere/logs
   script_dir: ./elsewhere/scripts
 sweep: {axes: {lr: [1e-3, 3e-4], seed: [0, 1]}, name_template: "{project}_lr{lr}_s{seed}"}

@@ -34,6 +34,7 @@ from oellm_autoexp.errors import (
     UsageError,
 )
 from oellm_autoexp.schedulers import slurm_states, slurm_text
+from oellm_autoexp.schedulers.fake import eligibility
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
 from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
 from oellm_autoexp.schedulers.fake.queue import FakeJob, partition_of, size_of
@@ -217,7 +218,7 @@ class FakeSlurmClient(SchedulerInterface):
 
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
         self.calls["sbatch"] += 1
-        requests = [_request(task, submission.exclude) for task in submission.tasks]
+        requests = [_request(task, submission.exclude, self.played.now) for task in submission.tasks]
         try:
             self._ask_for(submit=submission.token, jobs=[asdict(request) for request in requests])
         except OSError as error:
@@ -385,7 +386,7 @@ def _fact(job: FakeJob) -> SchedulerFact:
     )
 
 
-def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
+def _request(task: Task, exclude: Sequence[str], now: float) -> JobRequest:
     """What sbatch makes of a task: the directives of its script, and what is given beside it.
 
     Raises:
@@ -403,6 +404,7 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
             seconds = parse_time(options["time"])
             limit = None if seconds is None else float(seconds)
         nodes = int(options.get("nodes", "1").partition("-")[0])
+        deadline = eligibility.deadline(options["deadline"], now) if "deadline" in options else None
     except ValueError as error:
         raise SubmitRejected(f"sbatch: error: {error}") from error
     own_exclude = expand(options.get("exclude", ""))
@@ -419,4 +421,6 @@ def _request(task: Task, exclude: Sequence[str]) -> JobRequest:
         requeue=True if "requeue" in options else False if "no-requeue" in options else None,
         exclude=tuple(sorted({*exclude, *own_exclude})),
         own_exclude=own_exclude,
+        dependency=options.get("dependency", ""),
+        deadline=deadline,
     )

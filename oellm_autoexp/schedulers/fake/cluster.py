@@ -12,26 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
+from oellm_autoexp.schedulers.fake import eligibility
+from oellm_autoexp.schedulers.fake.execution import Execution
 from oellm_autoexp.schedulers.fake.faults import Faults
-from oellm_autoexp.schedulers.fake.queue import FakeJob, Node, partition_of, size_of, starts
-from oellm_autoexp.schedulers.fake.run import (
-    KILLED,
-    TERMINATED,
-    Files,
-    JobRequest,
-    Kind,
-    Run,
-    Step,
-    steps,
-    symptoms,
-    total_work,
-)
+from oellm_autoexp.schedulers.fake.queue import PRIORITY, FakeJob, Node, partition_of, size_of, starts
+from oellm_autoexp.schedulers.fake.run import Files, JobRequest, Run
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario, Symptom
 
-#: A guard sees at its next heartbeat that a later start has taken over.
-HEARTBEAT_S = 30.0
 _REFUSED = "sbatch: error: Batch job submission failed"
 #: What keeps the controller from answering, and what its clients say then.
 _SILENT = {
@@ -75,25 +63,19 @@ class FakeCluster:
         self.befallen: list[Befallen] = []
         #: Ended jobs by id; a reused id has several.
         self.records: dict[str, list[Record]] = {}
-        #: The work that each job has saved, in seconds.
-        self.saved: dict[str, float] = {}
         #: Names of the jobs of which the controller has had something else to say since this was emptied.
         self.news: set[str] = set()
         #: "" if the controller answers, else "down" or "frozen".
         self.silent = ""
         self.silent_until = 0.0
         self._files = files
-        self._done_lines = tuple(done_lines)
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.next_id = 1
         self._reuses = any(fault.kind == "crash" for fault in scenario.faults)
-        self._owners: dict[str, Run] = {}
-        #: The latest start of each job that has a claim, by the directory of its attempts.
-        self._latest: dict[str, Run] = {}
-        self._begun: list[Run] = []
         self.lose_answer = False
         self._scheduling = False
+        self._execution = Execution(self, files, done_lines)
         self._faults = Faults(self)
 
     # ---- time
@@ -161,6 +143,11 @@ class FakeCluster:
         if not all(name in self.nodes for name in request.exclude):
             raise SubmitRejected(f"{_REFUSED}: Invalid node name specified")
         size = size_of(self.scenario.cluster, partition)
+        if request.dependency:
+            try:
+                eligibility.terms(request.dependency)
+            except ValueError as error:
+                raise SubmitRejected(f"{_REFUSED}: {error}") from error
         left = [name for name in list(self.nodes)[:size] if name not in request.exclude]
         if request.exclude and len(left) < request.nodes <= size:
             raise SubmitRejected(f"{_REFUSED}: Requested node configuration is not available")
@@ -190,6 +177,8 @@ class FakeCluster:
                 stream = self.scenario.stream("wait", request.name, request.attempt)
                 job.eligible_at = self.now + stream.expovariate(1.0 / habits.queue_wait)
                 self.at(job.eligible_at, self.wake)
+            if request.deadline is not None:
+                self.at(request.deadline - limit + 1.0, self.wake)
             self.jobs[job.id] = job
             taken.append(job)
         self.wake()
@@ -208,7 +197,7 @@ class FakeCluster:
             if job is not None and job.pending:
                 # The reason stays, as squeue shows it.
                 self._conclude(job, "CANCELLED", job.reason)
-            elif job is not None and job.state == "RUNNING":
+            elif job is not None and job.state in ("RUNNING", "SUSPENDED"):
                 self.end_run(job, "cancel", ("CANCELLED", "None"))
 
     def limit(self, identity: str, seconds: float) -> None:
@@ -265,65 +254,56 @@ class FakeCluster:
         self._scheduling = False
         if self.silent:
             return  # It is made up for when the controller is back.
-        pending = [job for job in self.jobs.values() if job.state == "PENDING"]
+        pending = [job for job in self.jobs.values() if job.state == "PENDING" and self._may_wait(job)]
         running = [job for job in self.jobs.values() if job.nodes and not job.ended]
         reasons = [job.reason for job in pending]
         for job, nodes in starts(self.scenario.cluster, pending, running, self.nodes, self.now):
             self._start(job, nodes)
+            if any(other.blocked for other in pending):
+                self.wake()  # Some may only wait for a start.
         for job, reason in zip(pending, reasons, strict=True):
             if job.reason != reason:
                 self.news.add(job.request.name)
+
+    def _may_wait(self, job: FakeJob) -> bool:
+        """Whether a pending job stays in the queue; which others it waits for."""
+        if eligibility.is_too_late(job, self.now):
+            job.signal = 1
+            self._conclude(job, "DEADLINE", "DeadLine")
+            return False
+        blocked = eligibility.dependency(job, self._states)
+        if blocked == eligibility.NEVER and self.scenario.cluster.kill_invalid_depend:
+            self._conclude(job, "CANCELLED", blocked)
+            return False
+        if blocked != job.blocked:
+            job.blocked, job.reason = blocked, blocked or PRIORITY
+            self.news.add(job.request.name)
+        return True
+
+    def _states(self, identity: str) -> list[str]:
+        """The states of the tasks that an id means, as far as they are known."""
+        tasks = f"{identity}_"
+        found = {key: job.state for key, job in self.jobs.items() if key == identity or key.startswith(tasks)}
+        for key, records in self.records.items():
+            if key not in found and (key == identity or key.startswith(tasks)):
+                found[key] = records[-1].job.state
+        return list(found.values())
 
     def _start(self, job: FakeJob, nodes: tuple[str, ...]) -> None:
         for name in nodes:
             self.nodes[name].job = job.id
         job.state, job.reason, job.nodes = "RUNNING", "None", nodes
         job.started_at, job.ended_at, job.life = self.now, None, job.life + 1
-        request, scenario = job.request, self.scenario
-        play = scenario.play_of(request.name)
-        work = self.saved.get(request.name, 0.0)
-        total = total_work(play, scenario.stream("work", request.name))
-        stream = scenario.stream("run", request.name, request.attempt, job.restarts)
-        run = job.run = Run(
-            job=job.id,
-            request=request,
-            play=play,
-            restarts=job.restarts,
-            nodes=nodes,
-            started_at=self.now,
-            generation=0,
-            steps=steps(play, request, work, total, stream, self._done_lines),
-            total=total,
-            work=work,
-        )
-        owner = self._owners.get(request.attempt_dir)
-        other = owner is not None and (owner.job != job.id or owner.restarts >= job.restarts)
-        if other or (owner is None and self._files.withdrawn(request.attempt_dir)):
-            who = f"{owner.job} on {owner.nodes[0]}" if owner is not None else "nobody"
-            said = f"autoexp guard: attempt is owned by {who}; this copy ends\n"
-            self._files.append(request.log_path, said)
-            self.at(self.now, self._exits, run, EXIT_CLAIM_LOST, False)
-            return
-        if owner is not None:
-            run.generation = owner.generation + 1
-        attempts = request.attempt_dir.rpartition("/")[0]
-        before = self._latest.get(attempts)
-        if before is not None and before.alive:
-            self.at(self.now + HEARTBEAT_S, self._superseded, before)
-        self._owners[request.attempt_dir] = self._latest[attempts] = run
-        self._begun.append(run)
-        self._files.write(run.path("claim"), run.claim_text(job.token))
-        self._files.write(run.path("start"), run.start_text(job.token))
-        self._plan_limit(job)
-        self._plan_step(run)
+        if self._execution.begin(job):
+            self._plan_limit(job)
 
     def _plan_limit(self, job: FakeJob) -> None:
         assert job.started_at is not None
-        at = job.started_at + job.time_limit + self.scenario.cluster.over_time
+        at = job.started_at + job.time_limit + job.suspended + self.scenario.cluster.over_time
         self.at(at, self._over_time, job, job.life)
 
     def _over_time(self, job: FakeJob, life: int) -> None:
-        limit = self.scenario.cluster.over_time + job.time_limit
+        limit = self.scenario.cluster.over_time + job.time_limit + job.suspended
         if job.life != life or job.state != "RUNNING" or self.now < (job.started_at or 0.0) + limit:
             return
         if self.silent:
@@ -334,46 +314,37 @@ class FakeCluster:
         self._files.append(job.request.log_path, text)
         self.end_run(job, "timeout", ("TIMEOUT", "TimeLimit"))
 
-    # ---- what runs
+    # ---- orders to what runs
 
     @property
     def running(self) -> list[Run]:
         """The commands that run, also those that the controller has lost."""
-        self._begun = [run for run in self._begun if run.alive]
-        return self._begun
-
-    def _plan_step(self, run: Run) -> None:
-        run.next = next(run.steps, None)
-        if run.next is not None:
-            self.at(self.now + run.next.after_s, self._step, run, run.next)
-
-    def _step(self, run: Run, step: Step) -> None:
-        if not run.alive or run.next is not step:
-            return
-        run.work, run.since, run.working = step.work, self.now, step.working
-        if step.lines:
-            self._files.append(run.request.log_path, run.text(step.lines, step.work))
-        if step.kind is Kind.SAVE:
-            self._save(run)
-        if step.kind is Kind.END:
-            self._exits(run, step.code, step.killed, step.oom)
-        else:
-            self._plan_step(run)
+        return self._execution.running
 
     def strike(self, run: Run, symptom: Symptom, node: str) -> None:
         """Something on a node breaks: from now on the command there does what the symptom says."""
-        if run.alive and not run.order:
-            run.culprit = node
-            run.work, run.since, run.working = run.work_at(self.now), self.now, False
-            run.steps = symptoms(symptom, 0.0, run.work)
-            self._plan_step(run)
+        self._execution.strike(run, symptom, node)
 
-    def _save(self, run: Run) -> None:
-        name = run.request.name
-        self.saved[name] = max(run.work, self.saved.get(name, 0.0))
+    def suspend(self, job: FakeJob) -> None:
+        """scontrol suspend: a running job keeps its nodes, and its time limit stands still."""
+        job.state, job.suspended_at = "SUSPENDED", self.now
+        if job.run is not None and job.run.alive:
+            job.run.pause(self.now)
+        self.news.add(job.request.name)
+
+    def resume(self, job: FakeJob) -> None:
+        """scontrol resume."""
+        assert job.suspended_at is not None
+        job.state, job.suspended = "RUNNING", job.suspended + self.now - job.suspended_at
+        if job.run is not None:
+            self._execution.go_on(job.run)
+        self._plan_limit(job)
+        self.news.add(job.request.name)
 
     def end_run(self, job: FakeJob, order: str, verdict: tuple[str, str]) -> None:
-        """SIGTERM to a job; SIGKILL to what has not ended after `kill_wait`."""
+        """SIGTERM to a job, which goes on for it if it is suspended; SIGKILL after `kill_wait`."""
+        if job.state == "SUSPENDED":
+            self.resume(job)
         job.verdict = verdict
         run = job.run
         if run is None or run.lost or not run.alive:
@@ -381,29 +352,12 @@ class FakeCluster:
             return
         if run.order:
             return
-        run.order, run.cause, run.next = order, "signal:TERM", None
-        run.work, run.working = run.work_at(self.now), False
         job.state, job.ended_at = "COMPLETING", self.now
         self.news.add(job.request.name)
-        play, wait = run.play, self.scenario.cluster.kill_wait
-        takes = play.stop_takes + (play.checkpoint_takes if play.saves_when_stopped else 0.0)
-        self.at(self.now + min(takes, wait), self._stopped, run, takes <= wait)
+        self._execution.stop(run, order)
 
-    def _stopped(self, run: Run, in_time: bool) -> None:
-        if not run.alive:
-            return
-        if in_time and run.play.saves_when_stopped:
-            self._files.append(run.request.log_path, run.text((run.play.lines.saved,), run.work))
-            self._save(run)
-        self._exits(run, TERMINATED if in_time else KILLED, not in_time)
-
-    def _exits(self, run: Run, code: int, killed: bool, oom: bool = False) -> None:
-        """A command has ended, and its guard with it."""
-        if not run.alive:
-            return
-        run.alive, run.working, run.next = False, False, None
-        if not killed and code != EXIT_CLAIM_LOST:
-            self._files.write(run.path("exit"), run.exit_text(code, self.now))
+    def heard(self, run: Run, code: int, killed: bool, oom: bool) -> None:
+        """A node says that a command has ended."""
         job = self.jobs.get(run.job)
         if job is None or job.run is not run or run.lost:
             return
@@ -433,11 +387,6 @@ class FakeCluster:
         self.news.add(job.request.name)
         self.at(self.now + self.scenario.cluster.completing, self.done, job, *job.verdict, life)
 
-    def _superseded(self, run: Run) -> None:
-        if run.alive:
-            run.cause = "superseded"
-            self._exits(run, TERMINATED, False)
-
     # ---- ends
 
     def done(self, job: FakeJob, state: str, reason: str, life: int | None = None) -> None:
@@ -455,6 +404,7 @@ class FakeCluster:
         self.news.add(job.request.name)
         job.state, job.reason, job.run, job.verdict = "PENDING", "BeginTime", None, None
         job.nodes, job.failed_nodes, job.started_at, job.ended_at = (), (), None, None
+        job.suspended = 0.0
         job.exit_code = job.signal = 0
         job.restarts, job.life = job.restarts + 1, job.life + 1
         job.eligible_at = self.now + self.scenario.cluster.requeue_delay

@@ -76,7 +76,11 @@ class Faults:
 
     def _administer(self, fault: ClusterFault, roll: float) -> None:
         cluster = self._cluster
-        states = {"hold": ("PENDING",), "release": ("PENDING",), "cancel": ("PENDING", "RUNNING")}
+        states = {
+            "hold": ("PENDING",),
+            "release": ("PENDING",),
+            "cancel": ("PENDING", "RUNNING", "SUSPENDED"),
+        }
         wanted = states.get(fault.kind, ("RUNNING",))
         jobs = [
             job
@@ -93,6 +97,9 @@ class Faults:
             cluster.cancel([job.id])
         elif fault.kind == "preempt":
             cluster.at(cluster.now + cluster.scenario.cluster.preempt_grace, self._preempt, job, job.life)
+        elif fault.kind == "suspend":
+            cluster.suspend(job)
+            cluster.at(cluster.now + fault.lasts, self._resume, job, job.life)
         elif fault.kind == "requeue":
             cluster.end_run(job, "requeue", ("REQUEUED", "None"))
         else:
@@ -100,6 +107,13 @@ class Faults:
             job.reason = job.held or job.reason
             cluster.news.add(job.request.name)
             cluster.wake()
+
+    def _resume(self, job: FakeJob, life: int) -> None:
+        cluster = self._cluster
+        if cluster.silent:
+            cluster.at(cluster.silent_until, self._resume, job, life)
+        elif job.life == life and job.state == "SUSPENDED":
+            cluster.resume(job)
 
     def _preempt(self, job: FakeJob, life: int) -> None:
         """The grace is over: only now the batch script hears of it."""

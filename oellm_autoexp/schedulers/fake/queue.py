@@ -40,6 +40,8 @@ class FakeJob:
     eligible_at: float = 0.0
     #: "JobHeldUser" or "JobHeldAdmin"; "" for not.
     held: str = ""
+    #: For which other jobs it waits: "Dependency", "DependencyNeverSatisfied"; "" for none.
+    blocked: str = ""
     restarts: int = 0
     nodes: tuple[str, ...] = ()
     #: Those of its nodes for whose failure it ended.
@@ -51,6 +53,9 @@ class FakeJob:
     run: Run | None = None
     #: Counts its starts and ends: what was planned for an earlier life is void.
     life: int = 0
+    #: Since when it is suspended; how long it was so before, which is no part of its time limit.
+    suspended_at: float | None = None
+    suspended: float = 0.0
     #: How it will end once its processes are gone: state and reason.
     verdict: tuple[str, str] | None = None
     #: Its place in the queue.
@@ -66,7 +71,7 @@ class FakeJob:
 
     @property
     def ended(self) -> bool:
-        return self.state not in ("PENDING", "RUNNING", "COMPLETING")
+        return self.state not in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
 
 
 @dataclass(slots=True)
@@ -162,8 +167,8 @@ def starts(
     #: Of the first that did not fit, by its partition: until when, and how many nodes it leaves over.
     shadows: dict[str, tuple[float, int]] = {}
     for job in sorted(pending, key=_ORDER):
-        if job.held or now < job.eligible_at:
-            job.reason = job.held or (BEGIN_TIME if job.restarts else PRIORITY)
+        if job.held or job.blocked or now < job.eligible_at:
+            job.reason = job.held or job.blocked or (BEGIN_TIME if job.restarts else PRIORITY)
             continue
         wanted = job.request.nodes
         wish = job.request.partition, wanted, job.time_limit, job.exclude

@@ -51,6 +51,10 @@ class JobRequest:
     #: The nodes that it may not be given, and those of them that its own script names.
     exclude: tuple[str, ...] = ()
     own_exclude: tuple[str, ...] = ()
+    #: As sbatch(1) takes it: "afterok:12,afterany:13".
+    dependency: str = ""
+    #: It is not begun where it could not end before; UTC epoch seconds.
+    deadline: float | None = None
 
 
 class Kind(Enum):
@@ -106,10 +110,27 @@ class Run:
     next: Step | None = field(default=None)
     #: The node that its lines speak of; "": the first.
     culprit: str = ""
+    #: When the step that comes next is due; the step that waits, and how long, while it is suspended.
+    next_at: float = 0.0
+    paused: tuple[Step | None, float, bool] | None = None
 
     def work_at(self, now: float) -> float:
         grown = now - self.since if self.working else 0.0
         return min(self.total, self.work + grown)
+
+    def pause(self, now: float) -> None:
+        """SIGSTOP: nothing is done from now on, and nothing is forgotten."""
+        self.paused = self.next, self.next_at - now, self.working
+        self.work, self.working, self.next = self.work_at(now), False, None
+
+    def go_on(self, now: float) -> tuple[Step | None, float]:
+        """SIGCONT: the step that comes next, and how soon."""
+        assert self.paused is not None
+        step, left, self.working = self.paused
+        self.since, self.paused = now, None
+        # Another one: what was planned for the first is void.
+        self.next = None if step is None else replace(step)
+        return self.next, left
 
     def text(self, lines: tuple[str, ...] | list[str], work: float) -> str:
         """Lines of its log, with their newlines."""

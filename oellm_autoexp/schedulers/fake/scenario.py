@@ -150,6 +150,7 @@ class ClusterHabits:
     max_array_size: int = 1001
     max_submit_jobs: int | None = None
     shows_out_of_memory: bool = True
+    kill_invalid_depend: bool = False
 
     def __post_init__(self) -> None:
         if (self.nodes is not None and self.nodes < 1) or self.max_array_size < 1:
@@ -190,11 +191,11 @@ class ClusterFault:
     the first copy of a job goes on. `node_error`: something on a node breaks; the node stays in service, and
     the job on it has the `symptom` (`{node}` in its lines is the node). `maintenance`: a node is taken out of
     service for `lasts`, and the job on it is requeued. For these `every` is the mean time of one node, and
-    what broke may be `sticky`. `preempt`, `cancel` (by an administrator), `hold`, `release` and `requeue`
-    take one of the jobs whose name matches `job`. `outage`: the controller is down; `frozen`: it answers
-    nothing, and what is submitted is taken in afterwards; `crash`: it forgets what was submitted within 5 s,
-    and is down. `lost_answer`: the next submission is taken in, but nobody is told. `name`: what people call
-    it.
+    what broke may be `sticky`. `preempt`, `suspend` (for `lasts`), `cancel` (by an administrator), `hold`,
+    `release` and `requeue` take one of the jobs whose name matches `job`. `outage`: the controller is down;
+    `frozen`: it answers nothing, and what is submitted is taken in afterwards; `crash`: it forgets what was
+    submitted within 5 s, and is down. `lost_answer`: the next submission is taken in, but nobody is told.
+    `name`: what people call it.
     """
 
     kind: Literal[
@@ -202,6 +203,7 @@ class ClusterFault:
         "node_error",
         "maintenance",
         "preempt",
+        "suspend",
         "cancel",
         "hold",
         "release",
