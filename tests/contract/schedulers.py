@@ -25,7 +25,7 @@ from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
 from oellm_autoexp.schedulers.slurm import SlurmClient, SlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 class Bench(ABC):

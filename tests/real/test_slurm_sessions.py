@@ -203,5 +203,6 @@ def test_a_daemon_killed_at_any_moment_loses_and_repeats_nothing(
                 continue
         assert code == 0
         break
-    assert sessions.ran == [f"real_{job} 1" for job in jobs]
+    # The number of a submission that was given up is not used again.
+    assert [line.split()[0] for line in sessions.ran] == [f"real_{job}" for job in jobs]
     assert set(sessions.cli.states().values()) == {("succeeded", 1)}
