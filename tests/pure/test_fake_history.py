@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
-from oellm_autoexp.errors import SchedulerUnavailable, StateError, SubmitUnclear, UsageError
+from oellm_autoexp.errors import LeadershipLost, SchedulerUnavailable, StateError, SubmitUnclear, UsageError
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
@@ -77,7 +78,7 @@ PLAN: tuple[str | None, ...] = ("a", None, None, "b", *[None] * 3, "c", "d", *[N
 def play(root: Path, effects: Effects | None, known: list[str]) -> FakeSlurmClient:
     """The plan, as far as it has not been carried out yet."""
     made = client(root, effects)
-    made.clock.now()  # What the last process left undone is done, though nothing may be left to ask for.
+    made.prepare()  # What the last process left undone is done, though nothing may be left to ask for.
     for step in PLAN[len(known) :]:
         if step is None:
             made.clock.wait(1.0)
@@ -101,8 +102,86 @@ def test_a_cluster_that_is_made_again_is_the_same(tmp_path: Path) -> None:
     before = written(tmp_path)
     assert before["logs/a.log"].startswith(b"training begins") and b'"/a b/step_' in before["logs/a.log"]
     again.clock.wait(1.0)
+    assert client(tmp_path).clock.now() == again.clock.now() > made.clock.now()
+
+
+def test_who_looks_writes_nothing(tmp_path: Path) -> None:
+    """`submit` on a session that another process leads asks what time it is there."""
+    play(tmp_path, None, [])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    log = tmp_path / "logs" / "a.log"
+    log.write_bytes(before[log][:-10])
+    looks = client(tmp_path)
+    looks.poll([ref for refs in looks.find(["a", "b"]).values() for ref in refs])
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before.keys()
+    assert log.read_bytes() == before[log][:-10]
+
+
+def test_a_process_that_was_stopped_plays_no_more_once_another_does(tmp_path: Path) -> None:
+    """What it asks for then is refused before it is done, and is no part of the history."""
+    first = client(tmp_path)
+    first.clock.wait(1.0)
+    second = client(tmp_path)
+    second.prepare()
+    lost = pytest.raises(LeadershipLost, match="another process plays this cluster")
+    with lost:
+        first.clock.wait(1.0)
+    with lost:
+        first.submit(Submission(token="a", tasks=[task(tmp_path, "a")]))
+    assert first.clock.now() == second.clock.now() and not first.played.jobs
+    second.submit(Submission(token="b", tasks=[task(tmp_path, "b")]))
+    second.clock.wait(1.0)
+    again = client(tmp_path)
+    assert [job.token for job in again.played.jobs.values()] == ["b"]
+    assert again.clock.now() == second.clock.now()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["open", "wait", "submit"])), max_size=25))
+@settings(max_examples=60, deadline=None)
+def test_however_processes_alternate_one_history_counts(turns: list[tuple[int, str]]) -> None:
+    """Whoever was not refused has the cluster that the next process finds."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        players = [client(root) for _ in range(3)]
+        for number, (who, what) in enumerate(turns):
+            try:
+                if what == "open":
+                    players[who] = client(root)
+                    players[who].prepare()
+                elif what == "wait":
+                    players[who].clock.wait(1.0)
+                else:
+                    players[who].submit(Submission(token=f"{number}", tasks=[task(root, f"{number}")]))
+            except LeadershipLost:
+                continue
+            again = client(root).played
+            assert again.now == players[who].clock.now()
+            assert {job.token for job in again.jobs.values()} == {
+                job.token for job in players[who].played.jobs.values()
+            }
+
+
+def test_a_record_that_a_full_disk_has_cut_hides_no_other(tmp_path: Path) -> None:
+    """The next one begins a line of its own."""
+
+    class Cut(Effects):
+        full = False
+
+        def append(self, path: Path, data: bytes, **how: Any) -> None:
+            if self.full and path.name == "cluster.jsonl":
+                super().append(path, data[: len(data) // 2], **how)
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            super().append(path, data, **how)
+
+    effects = Cut(durable=False)
+    made = client(tmp_path, effects)
     made.clock.wait(1.0)
-    assert again.clock.now() == made.clock.now()
+    effects.full = True
+    with pytest.raises(StateError, match="No space left"):
+        made.clock.wait(1.0)
+    effects.full = False
+    made.submit(Submission(token="a", tasks=[task(tmp_path, "a")]))
+    assert [job.token for job in client(tmp_path).played.jobs.values()] == ["a"]
 
 
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=4))
@@ -179,7 +258,7 @@ def test_a_job_of_which_there_is_no_news_is_as_it_was(tmp_path: Path, seed: int)
 
 def progressed(root: Path) -> list[str]:
     """How much of the plan the history has."""
-    records = client(root)._inputs.read()
+    records = client(root)._inputs.read()[1:]
     found = []
     for record in records:
         if "until" in record:

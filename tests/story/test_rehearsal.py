@@ -15,6 +15,7 @@ import pytest
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.session import Session
+from oellm_autoexp.errors import LeadershipLost
 from oellm_autoexp.services import calls, session, submit, views
 from oellm_autoexp.store import journal
 
@@ -201,6 +202,30 @@ def test_a_killed_rehearsal_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch)
     # One is started twice: the cluster itself requeues it when node2 fails.
     assert len(started) == len(set(started)) == sum(len(job.attempts) for job in ended.jobs.values()) + 1
     assert all(attempt_claimed_once(paths, name, job) for name, job in ended.jobs.items())
+
+
+def test_a_leader_that_was_stopped_moves_the_cluster_no_more(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes in the middle of its rest, after another has taken over, which plays on undisturbed."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
+    monkeypatch.chdir(home)
+    plan = calls.planned("sweep.yaml", scheduler="fake", scenario="faults.yaml")
+    _, first = submit.submit(plan)
+    assert first is not None
+    first.tick()
+    second = session.lead(plan.loaded.paths)
+    with pytest.raises(LeadershipLost, match="another process plays this cluster"):
+        first._clock.wait(60.0)
+    second.run()
+    second.close()
+    jobs = session.replay(plan.loaded.paths).jobs
+    assert {name: len(job.attempts) for name, job in jobs.items()} == {
+        "tiny_lr0.001_s0": 3,
+        "tiny_lr0.001_s1": 1,
+        "tiny_lr0.0003_s0": 2,
+        "tiny_lr0.0003_s1": 2,
+    }
 
 
 def attempt_claimed_once(paths: SessionPaths, name: str, job: Any) -> bool:

@@ -100,6 +100,8 @@ class FakeSlurmClient(SchedulerInterface):
         self._inputs = Inputs(self._path, effects)
         self._files = JobFiles(effects)
         self._played: FakeCluster | None = None
+        #: How many records of the history have been played.
+        self._known = 0
         #: What was told last of each job, by id, with what of the job it was made from.
         self._told: dict[str, tuple[tuple[object, ...], SchedulerRef, SchedulerFact]] = {}
         #: Which job a log is of.
@@ -134,7 +136,7 @@ class FakeSlurmClient(SchedulerInterface):
 
     @property
     def played(self) -> FakeCluster:
-        """The cluster as it is now.
+        """The cluster as it is now, or, where another process plays it, as it was at the first look.
 
         Raises:
             StateError: its history is damaged.
@@ -146,24 +148,42 @@ class FakeSlurmClient(SchedulerInterface):
 
     def _resumed(self) -> FakeCluster:
         """The cluster that the history gives. Only what came last may not have been written to its end."""
-        records = iter(self._inputs.read())
-        head = next(records, None)
+        records = self._inputs.read()
+        head = records[0] if records else None
         if head is not None:
             # Where the scenario leaves the number of nodes open, it was found when the jobs were planned.
             self.scenario = self.scenario.of_size(head["scenario"]["cluster"]["nodes"])
         cluster = FakeCluster(self.scenario, self._files, done_lines=self.config.done_lines)
-        if head is None:
-            return cluster
-        if head.get("scenario") != self._head["scenario"]:
+        self._replay(cluster, records)
+        return cluster
+
+    def _replay(self, cluster: FakeCluster, records: Sequence[Mapping[str, Any]]) -> None:
+        """Play what has not been played of a history."""
+        if records and records[0]["scenario"] != self._head["scenario"]:
             hint = "remove that directory to begin anew, or give the scenario that it began with"
             what = "this rehearsal began with another scenario"
             raise UsageError(what, where=str(self._path.parent.parent), hint=hint)
-        for record in records:
+        for record in records[max(1, self._known) :]:
             self._files.skip()
             cluster.advance(record["at"])
             _apply(cluster, record)
+        self._known = len(records)
+
+    def prepare(self) -> None:
+        """Play the cluster from now on; whoever did before is kept from it.
+
+        Raises:
+            LeadershipLost: yet another process has begun to.
+            StateError: the history is damaged, or cannot be written.
+            UsageError: it began with another scenario.
+        """
+        cluster = self.played
+        try:
+            self._inputs.open(self._head)
+        except OSError as error:
+            raise StateError(error.strerror or str(error), where=str(error.filename or self._path)) from error
+        self._replay(cluster, self._inputs.read())
         self._flush()
-        return cluster
 
     @property
     def _head(self) -> dict[str, Any]:
@@ -174,10 +194,11 @@ class FakeSlurmClient(SchedulerInterface):
         """Put into the history what is about to be asked.
 
         Raises:
+            LeadershipLost: another process plays the cluster by now.
             OSError: it cannot be written.
         """
-        if not self._path.exists():
-            self._inputs.add(self._head)
+        if not self._inputs.is_open:
+            self.prepare()
         self._inputs.add({"at": self.played.now, **record})
 
     def pass_time(self, seconds: float) -> None:

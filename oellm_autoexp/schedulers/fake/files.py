@@ -7,15 +7,16 @@ gives the cluster back; so a rehearsal that was killed goes on, and nothing larg
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from oellm_autoexp.errors import StateError
+from oellm_autoexp.errors import LeadershipLost, StateError
 from oellm_autoexp.rendering import guard_files
 from oellm_autoexp.store.effects import Effects
 
-VERSION = 1
+VERSION = 2
 
 
 class JobFiles:
@@ -93,39 +94,98 @@ def _size(path: Path) -> int:
 
 
 class Inputs:
-    """The history of a cluster: one JSON object a line, the first of which names its scenario."""
+    """The history of a cluster: one JSON object a line, of which the head names its scenario.
+
+    Several processes may come to write it, one after the other. Who begins to says so in the file, and only
+    then reads what counts: what its predecessor adds behind that does not, and the predecessor sees it at
+    once, before it does what it has asked for.
+    """
 
     def __init__(self, path: Path, effects: Effects) -> None:
         self._path = path
         self._effects = effects
-        self._torn = False
+        self._me = ""
+        self._has_head = self._torn = self._is_lost = False
+        #: How many bytes of the file have been looked at.
+        self._seen = 0
 
-    def read(self) -> Iterator[Mapping[str, Any]]:
-        """What was asked, in order. A record that was cut when its writer died was never answered.
+    @property
+    def is_open(self) -> bool:
+        """Whether this process writes it."""
+        return bool(self._me)
+
+    def read(self) -> list[Mapping[str, Any]]:
+        """The head and what was asked, in order; nothing for a new history.
+
+        A record that was cut when its writer died was never answered.
 
         Raises:
-            StateError: the file is damaged.
+            StateError: the file is of another version.
+            LeadershipLost: another process writes it by now.
         """
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            return
-        lines = data.split(b"\n")
-        self._torn = bool(lines.pop())
-        for number, line in enumerate(lines, 1):
-            try:
-                body = json.loads(line) if line else None
-            except ValueError:
-                # The rest of a cut record; it was ended by the one who came next.
-                continue
-            if isinstance(body, dict):
-                if number == 1 and body.get("version") != VERSION:
-                    raise StateError("it is of another version", where=str(self._path), hint="remove it")
-                yield body
+            return []
+        self._seen, self._torn = len(data), not data.endswith(b"\n")
+        found: list[Mapping[str, Any]] = []
+        writer = ""
+        for body in _records(data):
+            if "open" in body:
+                if self._me and writer == self._me:
+                    raise self._lost()
+                writer = body["open"]
+            elif not found and body.get("version", VERSION) != VERSION:
+                raise StateError("it is of another version", where=str(self._path), hint="remove it")
+            elif ("version" in body and not found) or (found and body.get("by") == writer):
+                found.append(body)
+        self._has_head = bool(found)
+        return found
+
+    def open(self, head: Mapping[str, Any]) -> None:
+        """Become the one who writes; what counts is to be read after that."""
+        self._effects.mkdir(self._path.parent)
+        if not self._has_head:
+            self._append(head)
+        me = secrets.token_hex(4)
+        self._append({"open": me})
+        self._me = me
 
     def add(self, body: Mapping[str, Any]) -> None:
-        """Add a record, before what it asks for is done."""
-        self._effects.mkdir(self._path.parent)
+        """Add a record, before what it asks for is done.
+
+        Raises:
+            LeadershipLost: another process writes it by now; this record does not count.
+        """
+        if self._is_lost:
+            raise self._lost()
+        self._append({"by": self._me, **body})
+        with self._path.open("rb") as file:
+            file.seek(self._seen)
+            data = file.read()
+        self._seen += len(data)
+        if any(body.get("open", self._me) != self._me for body in _records(data)):
+            raise self._lost()
+
+    def _append(self, body: Mapping[str, Any]) -> None:
         line = json.dumps(body, separators=(",", ":")).encode() + b"\n"
-        self._effects.append(self._path, (b"\n" if self._torn else b"") + line, private=True, durable=False)
+        cut, self._torn = self._torn, True
+        self._effects.append(self._path, (b"\n" if cut else b"") + line, private=True, durable=False)
         self._torn = False
+
+    def _lost(self) -> LeadershipLost:
+        self._is_lost = True
+        return LeadershipLost(
+            "another process plays this cluster by now", where=str(self._path.parent.parent)
+        )
+
+
+def _records(data: bytes) -> Iterator[dict[str, Any]]:
+    """The whole records of a history; what was cut was ended by the one who came next."""
+    for line in data.split(b"\n"):
+        try:
+            body = json.loads(line) if line else None
+        except ValueError:
+            continue
+        if isinstance(body, dict):
+            yield body
