@@ -228,10 +228,13 @@ class Campaign:
         """Lead to the end; where the breaker holds jobs back for ever, a person gives them up."""
         while True:
             self.played.run(loop, self._on_tick)
-            waiting = [name for name, job in loop.session.jobs.items() if not job.state.ended]
-            if not waiting:
+            # It may have been stopped while it said goodbye, and others have led since.
+            self.played.audit.look_at_the_journal()
+            if all(job.state.ended for job in self.played.audit.session.jobs.values()):
                 return
-            self.played.drop("cancel", *waiting)
+            waiting = [name for name, job in loop.session.jobs.items() if not job.state.ended]
+            if waiting:
+                self.played.drop("cancel", *waiting)
             loop = self.played.submit(self._effects())
 
     def _on_tick(self) -> None:
