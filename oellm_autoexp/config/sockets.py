@@ -105,6 +105,8 @@ class Task:
     #: AUTOEXP_* variables of this attempt.
     environment: Mapping[str, str] = field(default_factory=dict)
     time_limit_s: int | None = None
+    #: What its command is sent before the limit, see `Resources.signal`.
+    signal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

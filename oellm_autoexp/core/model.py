@@ -144,6 +144,8 @@ class Resources:
     nodes: int = 1
     gpus: int = 0
     time_limit_s: int | None = None
+    #: What the command is sent before the time limit, as by sbatch's `--signal` ("B:USR1@300"); "": nothing.
+    signal: str = ""
 
 
 @quick

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import signal
 
 from oellm_autoexp.core.verdict import format_duration as format_time
 
-__all__ = ["format_time", "parse_time"]
+__all__ = ["format_time", "parse_signal", "parse_time"]
 
 _UNLIMITED = frozenset({"infinite", "unlimited", "-1"})
 #: minutes, minutes:seconds, hours:minutes:seconds; with days: hours, hours:minutes, hours:minutes:seconds.
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
+_SIGNAL = re.compile(r"(?:([BR]+):)?(?:SIG)?(\w+)(?:@(\d+))?", re.ASCII)
+#: Seconds before the time limit where `--signal` names none.
+_BEFORE_S = 60
 
 
 def parse_time(text: str | int) -> int | None:
@@ -40,3 +44,23 @@ def parse_time(text: str | int) -> int | None:
     if total == 0:
         raise ValueError(f"`{shown}` is no time at all")
     return total
+
+
+def parse_signal(text: str) -> str:
+    """`--signal` of sbatch, to the batch script, which hands it on to its command and so to srun's steps.
+
+    Raises:
+        ValueError: no signal, or no form of Slurm's.
+
+    >>> parse_signal("USR1"), parse_signal("B:SIGTERM@300"), parse_signal("R:10@120")
+    ('B:USR1@60', 'B:TERM@300', 'BR:10@120')
+    """
+    match = _SIGNAL.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"`{text}` is not a signal before the time limit: write USR1@300, with the seconds")
+    flags, name, before = match.groups()
+    try:
+        signal.Signals(int(name)) if name.isdecimal() else signal.Signals[f"SIG{name}"]
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no signal `{name}`: write USR1@300, with the seconds") from None
+    return f"{''.join(sorted({*'B', *(flags or '')}))}:{name}@{before or _BEFORE_S}"

@@ -174,6 +174,7 @@ class Performer:
             attempt_dir=str(self._paths.attempt(name, number)),
             environment={"AUTOEXP_ATTEMPT": str(number)},
             time_limit_s=attempt.time_limit_s,
+            signal=job.spec.resources.signal,
         )
 
     def _recover(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from oellm_autoexp.config.schema import option
 from oellm_autoexp.core.model import Resources
-from oellm_autoexp.core.times import parse_time
+from oellm_autoexp.core.times import parse_signal, parse_time
 from oellm_autoexp.errors import ConfigError, Fault
 
 T = TypeVar("T")
@@ -18,12 +18,12 @@ _GRES_GPU = re.compile(r"(?:gres[/:])?gpu(?:[:=][A-Za-z_][^:=(]*)?(?:[:=](\d+))?
 
 
 def resources_of(slurm: Mapping[str, Any]) -> Resources:
-    """Nodes, GPUs (of all nodes together) and time limit of a resolved `slurm` section.
+    """Nodes, GPUs (of all nodes together), time limit and signal before it, of a resolved `slurm` section.
 
     Keys are long options with `-` or `_`, or short ones; `sbatch_overrides` win. Source: sbatch(1).
 
     Raises:
-        ConfigError: a number or a time that cannot be read.
+        ConfigError: a number, a time or a signal that cannot be read.
     """
     given: dict[str, tuple[str, Any]] = {}
     for section in ("sbatch", "sbatch_overrides"):
@@ -50,7 +50,8 @@ def resources_of(slurm: Mapping[str, Any]) -> Resources:
         gpus = read("gres", _gres, 0) * nodes
     if not gpus:
         gpus = read("tres-per-node", _gres, 0) * nodes
-    return Resources(nodes=nodes, gpus=gpus, time_limit_s=read("time", parse_time, None))
+    limit_s, early = read("time", parse_time, None), read("signal", parse_signal, "")
+    return Resources(nodes=nodes, gpus=gpus, time_limit_s=limit_s, signal=early)
 
 
 def _most(text: str) -> int:

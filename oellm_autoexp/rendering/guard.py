@@ -9,7 +9,8 @@ off, say) ends when it sees the claim of a later start: of this attempt, or of o
 
 Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID (else Slurm's), AUTOEXP_RESTART_COUNT (else
 Slurm's), AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60": sent that many seconds before the limit),
-AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S, AUTOEXP_EXIT_RETRY_S.
+AUTOEXP_LIMIT_KEPT_OUTSIDE (set: limit and signal are kept by the scheduler, where people may extend the
+limit), AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S, AUTOEXP_EXIT_RETRY_S.
 Writes claim.N.json, start.N.json, heartbeat.N, exit.N.json (N: the generation). A guard that is killed
 leaves no exit.N.json, and its command dies with it.
 Exits with the command's status (128 + signal); 78: the attempt could not be claimed, nothing was run;
@@ -35,6 +36,10 @@ FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 WATCHED = set(FORWARDED) | {signal.SIGCHLD}
 #: A command that ends this many seconds after USR1, USR2 or HUP ended because of it.
 REACTION_S = 600.0
+#: The scheduler's clock may run so far ahead of the guard's, which begins later.
+EARLY_S = 5.0
+#: Slurm looks at time limits this seldom, at most.
+LATE_S = 120.0
 #: What a command leaves running gets this long between SIGTERM and SIGKILL, at most.
 LEFT_BEHIND_S = 5.0
 # prctl(2)
@@ -310,7 +315,9 @@ class Guard:
         self.grace = seconds(env, "AUTOEXP_KILL_GRACE_S", 30.0)
         self.beat_s = max(0.05, seconds(env, "AUTOEXP_HEARTBEAT_S", 30.0))
         self.retry_s = seconds(env, "AUTOEXP_EXIT_RETRY_S", 60.0)
-        self.early = early_signal(env)
+        self.early = self.warning = early_signal(env)
+        self.keeps_limit = self.limit is not None and not env.get("AUTOEXP_LIMIT_KEPT_OUTSIDE")
+        self.ends = None
         self.cause = "exit"
         self.news = None
         self.child = 0
@@ -327,6 +334,7 @@ class Guard:
             return EXIT_CLAIM_LOST
         self.generation = generation
         started_at, started = time.time(), time.monotonic()
+        self.ends = None if self.limit is None else started + self.limit
         env = dict(self.env, AUTOEXP_CLAIMED="1", AUTOEXP_GENERATION=str(generation))
         if not env.get("PYTHONUNBUFFERED"):
             env["PYTHONUNBUFFERED"] = "1"
@@ -379,7 +387,7 @@ class Guard:
                 if self.kill_at is None and self.has_successor():
                     say("a later start of this job has taken over; this one ends")
                     self.end("superseded", now)
-            if self.limit is not None and self.kill_at is None:
+            if self.keeps_limit and self.kill_at is None:
                 if self.early and now >= started + self.limit - self.early[1]:
                     self.cause = "timeout"
                     self.signal_group(self.early[0])
@@ -407,7 +415,7 @@ class Guard:
         times = [next_beat]
         if self.kill_at is not None:
             times.append(self.kill_at)
-        elif self.limit is not None:
+        elif self.keeps_limit:
             times.append(started + self.limit - (self.early[1] if self.early else 0.0))
         return min(times)
 
@@ -416,7 +424,8 @@ class Guard:
         if self.cause in ("timeout", "superseded"):
             return
         if number in ENDING:
-            self.cause = "signal:%s" % number.name[3:]
+            at_limit = self.ends is not None and now >= self.ends - EARLY_S
+            self.cause = "timeout" if at_limit else "signal:%s" % number.name[3:]
             if self.kill_at is None:
                 self.kill_at = now + self.grace
         else:
@@ -438,8 +447,10 @@ class Guard:
             self.news = (signal.Signals(got.si_signo), time.monotonic())
         if self.news is not None:
             number, at = self.news
-            if by == number or time.monotonic() - at <= REACTION_S:
-                self.cause = "signal:%s" % number.name[3:]
+            announced = self.warning is not None and number == self.warning[0]
+            within = max(REACTION_S, self.warning[1] + LATE_S) if announced else REACTION_S
+            if by == number or time.monotonic() - at <= within:
+                self.cause = "timeout" if announced else "signal:%s" % number.name[3:]
 
     def reap(self):
         """Clear away what ended; the wait status of the command if it is among that."""

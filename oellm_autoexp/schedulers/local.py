@@ -212,6 +212,8 @@ class LocalScheduler(SchedulerInterface):
         )
         if task.time_limit_s is not None:
             environment["AUTOEXP_TIME_LIMIT_S"] = str(task.time_limit_s)
+        if task.signal:
+            environment["AUTOEXP_SIGNAL"] = task.signal
         return environment
 
     # ---- find

@@ -21,6 +21,7 @@ from compoconf import register
 
 from oellm_autoexp.config.limits import ClusterLimits
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.times import format_time
@@ -192,7 +193,7 @@ class SlurmClient(SchedulerInterface):
         try:
             text = _text(submission.tasks[0].script_path)
             # A policy may have asked for more than the partition gives; sbatch would refuse that for good.
-            tasks = [self._within(task, text) for task in submission.tasks]
+            tasks = [self._within(task, text, now) for task in submission.tasks]
             submission = replace(submission, tasks=tasks)
             environments = [
                 slurm_text.environment(submission.token, task, facts.kill_wait_s) for task in tasks
@@ -220,9 +221,10 @@ class SlurmClient(SchedulerInterface):
         self._queue = None
         return self._submitted(ran, record, count)
 
-    def _within(self, task: Task, script: str) -> Task:
-        limit_s = task.time_limit_s
-        return task if limit_s is None else replace(task, time_limit_s=self._site.within(limit_s, script))
+    def _within(self, task: Task, script: str, now: float) -> Task:
+        if task.time_limit_s is None:
+            return task
+        return replace(task, time_limit_s=self._site.within(task.time_limit_s, script, now))
 
     def _submitted(self, ran: Ran, record: Record, count: int) -> Sequence[SchedulerRef]:
         found = answers.submitted(ran.output) if ran.status == 0 else None
@@ -390,8 +392,19 @@ class SlurmClient(SchedulerInterface):
                 facts[ref] = row.fact
         if missing:
             facts.update(self._gone(missing))
+        self._name_failed_nodes(facts)
         self._adapt(facts)
         return facts
+
+    def _name_failed_nodes(self, facts: dict[SchedulerRef, SchedulerFact]) -> None:
+        """Which nodes of jobs that ended with NODE_FAIL have failed, which neither squeue nor sacct tell."""
+        hit = [ref for ref, fact in facts.items() if fact.state is SchedulerState.NODE_FAIL]
+        if not hit:
+            return
+        down = self._site.failed_nodes([facts[ref].nodes for ref in hit])
+        for ref in hit:
+            mine = [node for node in expand(facts[ref].nodes) if node in down]
+            facts[ref] = replace(facts[ref], failed_nodes=",".join(mine))
 
     def _require_own(self, refs: Sequence[SchedulerRef]) -> None:
         foreign = {ref.cluster for ref in refs} - self._site.names

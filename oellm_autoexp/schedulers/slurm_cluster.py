@@ -100,8 +100,26 @@ class SlurmCluster:
         own = slurm_text.options_of(script).get("exclude", "")
         return nodes.difference(expand(own)) if partitions else None
 
-    def within(self, limit_s: int, script: str) -> int:
-        """A time limit, in seconds, cut to what the script's partitions allow."""
+    def failed_nodes(self, lists: Sequence[str]) -> frozenset[str]:
+        """Those of some nodes that are down now, or do not respond; none where that cannot be told."""
+        argv = [
+            "sinfo",
+            *self.option,
+            "-h",
+            "-N",
+            "-o",
+            slurm_site.STATES_FORMAT,
+            f"--nodes={','.join(lists)}",
+        ]
+        try:
+            ran = self._commands.query(*argv)
+        except SchedulerUnavailable:
+            return frozenset()
+        return slurm_site.failed(ran.output) if ran.status == 0 else frozenset()
+
+    def within(self, limit_s: int, script: str, now: float) -> int:
+        """A time limit, in seconds, cut to what the script's partitions and its `--deadline` allow."""
         limits = [each.max_time_s for each in self._of(script)]
         longest = None if None in limits or not limits else max(most for most in limits if most is not None)
-        return limit_s if longest is None else min(limit_s, longest)
+        left = slurm_text.left_until_deadline(script, now)
+        return min(most for most in (limit_s, longest, left) if most is not None)

@@ -17,6 +17,8 @@ from oellm_autoexp.core.times import parse_time
 SEPARATOR = "\x1f"
 #: `sinfo -h -o`: partition, nodes, features, generic resources.
 NODES_FORMAT = SEPARATOR.join(("%R", "%D", "%f", "%G"))
+#: `sinfo -h -N -o`: node, state.
+STATES_FORMAT = SEPARATOR.join(("%N", "%T"))
 #: `sacctmgr -n -P show associations where user=… format=…`
 ASSOCIATION_FIELDS = "Account,Partition,QOS,MaxSubmit"
 
@@ -127,6 +129,19 @@ def nodes(text: str) -> tuple[Nodes, ...]:
                 )
             )
     return tuple(found)
+
+
+def failed(text: str) -> frozenset[str]:
+    """The nodes that are down, fail, or do not respond (`down*`), of `sinfo -h -N -o STATES_FORMAT`.
+
+    >>> lines = ["n1 down*", "n2 allocated", "n3 idle*", "n4 drained", "n5 failing"]
+    >>> sorted(failed("\\n".join(line.replace(" ", SEPARATOR) for line in lines)))
+    ['n1', 'n3', 'n5']
+    """
+    states = (line.split(SEPARATOR) for line in text.splitlines() if SEPARATOR in line)
+    return frozenset(
+        node for node, state in states if state.startswith(("down", "fail")) or state.endswith("*")
+    )
 
 
 def gres(text: str) -> dict[str, int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from oellm_autoexp.config.schema import option
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.core.script import ScriptRequest
-from oellm_autoexp.core.times import format_time
+from oellm_autoexp.core.times import format_time, parse_signal
 from oellm_autoexp.errors import ConfigError, Fault
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.sweep.scalars import format_scalar
@@ -33,6 +34,8 @@ EXPORTED = (
     "AUTOEXP_ATTEMPT_DIR",
     "AUTOEXP_LOG_PATH",
     "AUTOEXP_KILL_GRACE_S",
+    "AUTOEXP_LIMIT_KEPT_OUTSIDE",
+    "AUTOEXP_SIGNAL",
     "AUTOEXP_TIME_LIMIT_S",
 )
 
@@ -56,7 +59,8 @@ def job_script(request: ScriptRequest) -> str:
 def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:
     """The `#SBATCH` lines of a resolved `slurm` section; `sbatch_overrides` win over `sbatch`.
 
-    A key is an option with `-` or `_`; true is a flag, false and null leave the option out.
+    A key is an option with `-` or `_`; true is a flag, false and null leave the option out. A `signal` goes
+    to the batch script (`B:`): the guard hands it on.
 
     Raises:
         ConfigError: a value that no directive can hold.
@@ -69,6 +73,9 @@ def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:
         instead = _OURS.get(option(each))
         if instead is not None:
             raise ConfigError(Fault(key=key, what="is not for a job of a session", hint=instead))
+    key, early = given.get("signal", ("", None))
+    if early is not None:
+        given["signal"] = (key, _signal(str(early), key))
     if slurm.get("export"):
         given["export"] = ("slurm.export", _exported(str(slurm["export"])))
     lines = [f"#SBATCH {each}" for each in _options(given)]
@@ -76,6 +83,13 @@ def directives(name: str, slurm: Mapping[str, Any]) -> list[str]:
         text = _one_line(str(line).strip(), f"slurm.sbatch_extra_directives.{number}")
         lines.append(text if text.startswith("#") else f"#SBATCH {text}")
     return lines
+
+
+def _signal(text: str, key: str) -> str:
+    try:
+        return parse_signal(text)
+    except ValueError as error:
+        raise ConfigError(Fault(key=key, what=str(error))) from None
 
 
 def _exported(text: str) -> str:
@@ -110,6 +124,24 @@ def options_of(script: str) -> dict[str, str]:
             elif last and not found[last]:
                 found[last] = word
     return found
+
+
+#: Slurm counts time limits in minutes, and refuses what could not even begin.
+_MINUTE_S = 60
+
+
+def left_until_deadline(script: str, now: float) -> int | None:
+    """Whole minutes, in seconds, until the `--deadline` of a script; None: none, in another form, or past.
+
+    sbatch refuses a job that asks for more, and one that waits leaves the queue once it has less left.
+    """
+    text = options_of(script).get("deadline", "")
+    try:
+        at = datetime.fromisoformat(text).timestamp() if "T" in text else 0.0
+    except ValueError:
+        return None
+    left = int((at - now) // _MINUTE_S) * _MINUTE_S
+    return left if left >= _MINUTE_S else None
 
 
 def shared_directives(script: str) -> list[str]:
@@ -192,7 +224,11 @@ def environment(token: str, task: Task, kill_wait_s: float) -> dict[str, str]:
         "AUTOEXP_LOG_PATH": task.log_path,
         # The guard's own end must come before Slurm's SIGKILL, or it writes no record.
         "AUTOEXP_KILL_GRACE_S": f"{0.7 * kill_wait_s:g}",
+        # An administrator may extend the limit of a running job, which the guard would not hear of.
+        "AUTOEXP_LIMIT_KEPT_OUTSIDE": "1",
     }
+    if task.signal:
+        told["AUTOEXP_SIGNAL"] = task.signal
     if task.time_limit_s is not None:
         told["AUTOEXP_TIME_LIMIT_S"] = str(task.time_limit_s)
     return told

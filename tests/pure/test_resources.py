@@ -77,6 +77,9 @@ def test_an_override_wins_and_a_mistake_names_its_key() -> None:
         resources_of({"sbatch_overrides": {"time": "soon"}})
     with pytest.raises(ConfigError, match=r"slurm\.sbatch\.gpus-per-node"):
         resources_of({"sbatch": {"gpus-per-node": "many"}})
+    assert resources_of({"sbatch": {"signal": "USR1@300"}}).signal == "B:USR1@300"
+    with pytest.raises(ConfigError, match=r"slurm\.sbatch\.signal: .*no signal `SOON`"):
+        resources_of({"sbatch": {"signal": "SOON"}})
 
 
 def test_the_cost_of_a_plan_counts_every_allowed_restart() -> None:

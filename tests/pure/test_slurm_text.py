@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from oellm_autoexp.errors import ConfigError
-from oellm_autoexp.schedulers.slurm_text import directives, options_of_shell
+from oellm_autoexp.schedulers.slurm_text import directives, left_until_deadline, options_of_shell
 
 
 def test_options_become_directives_and_overrides_win() -> None:
@@ -42,6 +43,24 @@ def test_what_is_not_one_line_is_refused(slurm: dict[str, Any], key: str) -> Non
     """A value cannot bring commands of its own into the script."""
     with pytest.raises(ConfigError, match=key):
         directives("job", slurm)
+
+
+def test_a_signal_goes_to_the_script_which_hands_it_on() -> None:
+    """Slurm would send it to the steps of srun alone, of which there may be none."""
+    lines = directives("job", {"sbatch": {"signal": "SIGUSR1@300"}})
+    assert lines[1:] == ["#SBATCH --signal=B:USR1@300"]
+    assert directives("job", {"sbatch": {"signal": None}})[1:] == []
+    for wrong in ("USR3@60", "USR1@soon", 99):
+        with pytest.raises(ConfigError, match=r"slurm\.sbatch\.signal.*write USR1@300"):
+            directives("job", {"sbatch": {"signal": wrong}})
+
+
+def test_what_is_left_until_a_deadline_is_in_whole_minutes() -> None:
+    """Where that is none, or the form is another, sbatch has the word."""
+    now = datetime(2026, 12, 24, 17, 28, 30).timestamp()
+    of = lambda text: left_until_deadline(f"#!/bin/sh\n#SBATCH --deadline={text}\ntrue\n", now)  # noqa: E731
+    assert [of("2026-12-24T18:00"), of("2026-12-24T18:00:31")] == [1860, 1920]
+    assert [of(text) for text in ("2026-12-24T17:29", "2026-12-23T18:00", "now+1hour", "T", "")] == [None] * 5
 
 
 def test_what_a_shell_would_have_sbatch_do_is_named() -> None:

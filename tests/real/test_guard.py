@@ -346,6 +346,42 @@ def test_the_time_limit_warns_then_terminates_then_kills(guards: Guards) -> None
     assert 0.9 <= record.ended_at - record.started_at < 5
 
 
+def test_a_limit_that_the_scheduler_keeps_is_not_kept_twice(guards: Guards) -> None:
+    """An administrator may have extended it: the guard ends nothing, and warns nobody."""
+    process = guards.bash(
+        "trap 'echo warned' USR1; sleep 0.6; echo done",
+        AUTOEXP_TIME_LIMIT_S=0.2,
+        AUTOEXP_SIGNAL="B:USR1@1",
+        AUTOEXP_LIMIT_KEPT_OUTSIDE=1,
+    )
+    assert end(process)[:2] == (0, "done\n")
+    assert guards.exit is not None and guards.exit.cause == "exit"
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "cause"),
+    [
+        (signal.SIGUSR1, 1000, "timeout"),
+        (signal.SIGUSR2, 1000, "signal:USR2"),
+        (signal.SIGTERM, 1000, "signal:TERM"),
+        (signal.SIGTERM, 3, "timeout"),
+    ],
+)
+def test_the_schedulers_signals_at_the_limit_mean_the_limit(
+    guards: Guards, number: signal.Signals, limit: int, cause: str
+) -> None:
+    """The one that announces it, whenever it comes, and SIGTERM once the limit is near."""
+    process = guards.ready(
+        f"trap 'exit 0' USR1 USR2 TERM; echo ready; {LOOP}",
+        AUTOEXP_TIME_LIMIT_S=limit,
+        AUTOEXP_SIGNAL="B:USR1@60",
+        AUTOEXP_LIMIT_KEPT_OUTSIDE=1,
+    )
+    process.send_signal(number)
+    assert end(process)[0] == 0
+    assert guards.exit is not None and guards.exit.cause == cause
+
+
 def test_the_heartbeat_counts(guards: Guards) -> None:
     """Others see that the guard lives by a counter that grows."""
     process = guards.ready(f"echo ready; {LOOP}", AUTOEXP_HEARTBEAT_S=0.05)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dev_slurm import Cluster
 from schedulers import HOLD, SlurmBench
 
 from oellm_autoexp.config.sockets import Submission, Task
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerRef, SchedulerState
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
 from oellm_autoexp.rendering import guard_files
@@ -55,6 +57,13 @@ def mend(slurm: Cluster) -> Iterator[Callable[[], None]]:
 
 def state(bench: SlurmBench, ref: SchedulerRef) -> SchedulerState:
     return bench.fact(ref).state
+
+
+def directed(task: Task, directive: str) -> Task:
+    """The task with a directive more in its script."""
+    script = Path(task.script_path)
+    script.write_text(script.read_text().replace("#SBATCH", f"#SBATCH {directive}\n#SBATCH", 1))
+    return task
 
 
 def until_running(bench: SlurmBench, ref: SchedulerRef) -> None:
@@ -248,14 +257,6 @@ def test_a_job_that_lost_its_claim_and_waits_is_cancelled_too(bench: SlurmBench,
 # ---------------------------------------------------------------- nodes, requeues, limits
 
 
-def requeueing(bench: SlurmBench, name: str, command: str) -> Task:
-    """A task whose script asks for Slurm's own restarts."""
-    task = bench.task(name, command)
-    script = Path(task.script_path)
-    script.write_text(script.read_text().replace("#SBATCH", "#SBATCH --requeue\n#SBATCH", 1))
-    return task
-
-
 def test_a_lost_node_ends_a_job(slurm: Cluster, bench: SlurmBench) -> None:
     """Slurm does not start it again by itself."""
     (ref,) = bench.submit("a", bench.task("one", HOLD))
@@ -272,7 +273,7 @@ def test_a_lost_node_ends_a_job(slurm: Cluster, bench: SlurmBench) -> None:
 
 def test_a_requeued_job_is_the_same_attempt_in_its_next_generation(slurm: Cluster, bench: SlurmBench) -> None:
     """Where the script asks for it: the same id, one restart more; the log goes on."""
-    (ref,) = bench.submit("a", requeueing(bench, "one", HOLD))
+    (ref,) = bench.submit("a", directed(bench.task("one", HOLD), "--requeue"))
     until_running(bench, ref)
     bench.until(lambda: bench.ran == ["one"], "its command runs")
     slurm.run("scontrol", "requeue", ref.id)
@@ -292,10 +293,7 @@ def test_nodes_can_be_left_out(slurm: Cluster, bench: SlurmBench) -> None:
     (ref,) = bench.scheduler.submit(submission)
     until_running(bench, ref)
     assert bench.fact(ref).nodes == "node3"
-    held = bench.task("two", HOLD)
-    script = Path(held.script_path)
-    script.write_text(script.read_text().replace("#SBATCH", "#SBATCH --hold\n#SBATCH", 1))
-    (waits,) = bench.submit("b", held)
+    (waits,) = bench.submit("b", directed(bench.task("two", HOLD), "--hold"))
     bench.scheduler.update(waits, {"exclude": ["node1", "node3"]})
     slurm.run("scontrol", "release", waits.id)
     until_running(bench, waits)
@@ -312,23 +310,47 @@ def test_a_time_limit_travels_and_can_be_changed(slurm: Cluster, bench: SlurmBen
     bench.scheduler.update(ref, {"time_limit_s": 7200})
     assert shown() == "2:00:00"
     short = bench.task("two", HOLD)
-    script = Path(short.script_path)
-    script.write_text(script.read_text().replace("#SBATCH", "#SBATCH --partition=short\n#SBATCH", 1))
+    short = directed(short, "--partition=short")
     (ref,) = bench.submit("b", Task(**{**vars(short), "time_limit_s": 3000}))
     assert shown() == "5:00", "no more than the partition gives"
     with pytest.raises(SubmitRejected, match="colour"):
         bench.scheduler.update(ref, {"colour": "red"})
 
 
-def test_the_time_limit_is_kept_on_the_node_too(bench: SlurmBench) -> None:
-    """Slurm looks every half minute only; the command gets the time to save before its SIGKILL."""
-    command = "trap 'echo saved; exit 0' TERM; echo holding; sleep 300 & wait"
-    task = Task(**{**vars(bench.task("one", command)), "time_limit_s": 2})
+def test_a_command_is_told_before_its_time_limit(bench: SlurmBench) -> None:
+    """By Slurm itself, to the batch script; the guard hands it on, and knows what it means."""
+    command = "trap 'echo saved; exit 0' USR1; echo holding; sleep 300 & wait"
+    task = directed(bench.task("one", command), "--signal=B:USR1@10")
+    task = Task(**{**vars(task), "time_limit_s": 60, "signal": "B:USR1@10"})
     (ref,) = bench.submit("a", task)
     bench.ended(ref)
     record = guard_files.read_exit(Path(task.attempt_dir))
     assert record is not None and (record.cause, record.exit_code) == ("timeout", 0)
     assert "saved" in bench.log(task)
+
+
+def test_a_job_asks_for_no_more_than_is_left_until_its_deadline(slurm: Cluster, bench: SlurmBench) -> None:
+    """The last segment of a chain is shorter; sbatch would refuse a longer one."""
+    deadline = datetime.fromtimestamp(time.time() + 1830).isoformat(timespec="seconds")
+    task = directed(bench.task("one", HOLD), f"--deadline={deadline}")
+    (ref,) = bench.submit("a", Task(**{**vars(task), "time_limit_s": 86400}))
+    assert slurm.run("squeue", "-h", "-o", "%l", "-j", ref.id).strip() in ("30:00", "29:00")
+
+
+def test_of_several_nodes_the_one_that_failed_is_named(slurm: Cluster, bench: SlurmBench) -> None:
+    """Neither squeue nor sacct say it."""
+    (ref,) = bench.submit("a", directed(bench.task("one", HOLD), "--nodes=2"))
+    until_running(bench, ref)
+    _, second = expand(bench.fact(ref).nodes)
+    slurm.kill(second)
+    slurm.run("scontrol", "update", f"nodename={second}", "state=down", "reason=test")
+    try:
+        fact = bench.ended(ref)
+        assert (fact.state, fact.failed_nodes) == (S.NODE_FAIL, second)
+    finally:
+        slurm.start(second)
+        slurm.run("scontrol", "update", f"nodename={second}", "state=resume", check=False)
+        slurm.wait_for_nodes()
 
 
 def test_a_cancelled_command_can_save_and_leaves_a_record(bench: SlurmBench) -> None:
@@ -360,10 +382,8 @@ def test_one_task_of_an_array_is_cancelled_alone(bench: SlurmBench) -> None:
 
 def test_an_array_runs_what_was_submitted(bench: SlurmBench, slurm: Cluster) -> None:
     """Whatever a later plan has written into the scripts, before it starts."""
-    tasks = [requeueing(bench, f"t{number}", "true") for number in range(2)]
-    for task in tasks:
-        script = Path(task.script_path)
-        script.write_text(script.read_text().replace("#SBATCH", "#SBATCH --hold\n#SBATCH", 1))
+    held = [directed(bench.task(f"t{number}", "true"), "--hold") for number in range(2)]
+    tasks = [directed(task, "--requeue") for task in held]
     refs = bench.submit("a", *tasks)
     for task in tasks:
         Path(task.script_path).write_text("#!/bin/sh\nexit 5\n")
@@ -435,12 +455,10 @@ def test_a_job_gets_of_the_shell_what_the_config_says(
 
 
 def test_a_mistake_is_refused_in_slurms_words(bench: SlurmBench) -> None:
-    task = bench.task("one", "true")
-    script = Path(task.script_path)
-    script.write_text(script.read_text().replace("#SBATCH", "#SBATCH --partition=nowhere\n#SBATCH", 1))
+    task = directed(bench.task("one", "true"), "--partition=nowhere")
     with pytest.raises(SubmitRejected, match="invalid partition specified: nowhere"):
         bench.submit("a", task)
-    script.unlink()
+    Path(task.script_path).unlink()
     with pytest.raises(SubmitRejected):
         bench.submit("a", task)
     assert bench.find("a") == {}

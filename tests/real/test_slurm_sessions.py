@@ -121,8 +121,10 @@ def test_a_node_that_fails_is_left_out_of_the_restart(slurm: Cluster, sessions: 
 
 
 def test_a_time_limit_is_followed_by_a_longer_one(sessions: Sessions) -> None:
-    """The command is told before Slurm ends it, and goes on in the next attempt."""
-    sessions.config("long", array=False, limit="00:00:04")
+    """The command is told before Slurm would end it, and goes on in the next attempt."""
+    sessions.config("long", array=False, limit="00:01:00")
+    path = sessions.root / "sweep.yaml"
+    path.write_text(path.read_text().replace("sbatch: {", "sbatch: {signal: USR1@50, "))
     done = sessions.cli("submit", "sweep.yaml", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sessions.ended_by() == {"real_long": ("succeeded", ["timeout", "success"])}
