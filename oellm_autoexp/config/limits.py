@@ -13,7 +13,7 @@ from oellm_autoexp.core.nodes import NodeExclusion
 class SchedulerLimits(ConfigInterface):
     """How jobs are let in.
 
-    `max_jobs`: live attempts at once (None: the scheduler's own bound).
+    `max_jobs`: live attempts at once (None: the scheduler's own bound); of an array, tasks that run at once.
     `submit_rate_limit_seconds`: least time between two submissions.
     `breaker`: so many jobs that died early of one cause hold the rest (None: never).
     `canary`: the first so many jobs go first; the others wait until these have shown that they work (None, 0:

@@ -117,6 +117,8 @@ class Submission:
     tasks: Sequence[Task]
     #: Nodes that none of them may be given, beside those that a script itself excludes.
     exclude: Sequence[str] = ()
+    #: At most so many tasks run at once; None: no bound. Only where `Capabilities.throttles`.
+    at_once: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ class Capabilities:
 
     #: Most tasks of one submission; 1 means no arrays.
     max_array_size: int = 1
+    #: An array may be given more tasks than are to run at once.
+    throttles: bool = False
     #: How long after an unclear submission a look-up by token may still come too early.
     find_grace_s: float = 600.0
     #: How long an answered "not known" must last before an attempt counts as lost.
@@ -207,14 +211,14 @@ class SchedulerInterface(Plugin):
         """
 
     @abstractmethod
-    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
-        """Change a queued or running attempt ({"time_limit_s": …}), or a queued one ({"exclude": [node, …]}).
+    def update(self, refs: Sequence[SchedulerRef], changes: Mapping[str, Any]) -> None:
+        """Change queued or running attempts ({"time_limit_s": …}), or queued ones ({"exclude": [node, …]}).
 
-        `exclude` takes the place of the submission's list.
+        `exclude` takes the place of the submission's list. {"at_once": 4} changes the arrays of the attempts.
 
         Raises:
             SchedulerUnavailable: no answer.
-            SubmitRejected: this scheduler cannot change that.
+            SubmitRejected: none of them was changed: this scheduler cannot, or they have begun or ended.
         """
 
     def eligible_nodes(self, script_path: str) -> frozenset[str] | None:  # noqa: ARG002

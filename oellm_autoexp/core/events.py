@@ -259,6 +259,17 @@ class SubmitRequested(Event):
     jobs: tuple[tuple[str, int], ...]
     #: Nodes that none of them is to be given.
     exclude: tuple[str, ...] = ()
+    #: Of an array: at most so many of its tasks run at once (sbatch's `--array=…%K`); None: no bound.
+    at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThrottleSet(Event):
+    """Intent: so many tasks of an array may run at once from now on."""
+
+    kind: ClassVar[str] = "throttle_set"
+    token: str
+    at_once: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

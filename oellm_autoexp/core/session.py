@@ -30,7 +30,17 @@ class OpenSubmission:
     jobs: tuple[tuple[str, int], ...]
     requested_at: float
     exclude: tuple[str, ...] = ()
+    at_once: int | None = None
     spawned_at: float | None = None
+
+
+@quick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throttle:
+    """How many tasks of an array may run at once: as it was submitted, and as it is meant to be."""
+
+    first: int
+    now: int
 
 
 @quick
@@ -59,6 +69,8 @@ class Session:
     changed: dict[str, None] = field(default_factory=dict, compare=False)
     rules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     submissions: dict[str, OpenSubmission] = field(default_factory=dict)
+    #: Of arrays that have one, by token.
+    throttles: dict[str, Throttle] = field(default_factory=dict)
     actions: dict[str, ActionState] = field(default_factory=dict)
     #: Keys of actions without an outcome, in order.
     open_actions: dict[str, None] = field(default_factory=dict)
@@ -109,6 +121,8 @@ class Session:
                 self.ended = None
             case ev.SubmitRequested():
                 self._requested(event)
+            case ev.ThrottleSet():
+                self.throttles[event.token] = replace(self.throttles[event.token], now=event.at_once)
             case ev.SubmitSpawned():
                 self._spawned(event)
             case ev.SubmitAccepted():
@@ -176,8 +190,14 @@ class Session:
 
     def _requested(self, event: ev.SubmitRequested) -> None:
         self.submissions[event.token] = OpenSubmission(
-            token=event.token, jobs=event.jobs, requested_at=event.at, exclude=event.exclude
+            token=event.token,
+            jobs=event.jobs,
+            requested_at=event.at,
+            exclude=event.exclude,
+            at_once=event.at_once,
         )
+        if event.at_once is not None:
+            self.throttles[event.token] = Throttle(first=event.at_once, now=event.at_once)
         for task, (name, number) in enumerate(event.jobs):
             job = self.jobs[name]
             limit = job.time_limit_s if job.time_limit_s is not None else job.spec.resources.time_limit_s
@@ -309,17 +329,25 @@ def admit(
     max_jobs: int | None,
     max_array_size: int,
     submit_rate_limit_s: float | None,
+    throttles: bool = False,
     left_out: Callable[[Sequence[Job]], tuple[str, ...]] = lambda _jobs: (),
 ) -> tuple[ev.SubmitRequested, ...]:
     """The submissions that fit: in plan order, within the slots, at the allowed rate.
 
-    With arrays one submission takes all that fit; otherwise each job is one. `left_out`: the nodes that jobs
-    are not to be given.
+    With arrays one submission takes all that fit; otherwise each job is one. Where the scheduler `throttles`
+    arrays, one may hold more than fit: it keeps to the slots itself. `left_out`: the nodes that jobs are not
+    to be given.
     """
     assert session.opened is not None
-    free = len(ready) if max_jobs is None else max(0, max_jobs - session.live)
-    chosen = sorted(ready, key=lambda job: job.spec.index)[:free]
-    blocks = _blocks(chosen, max(1, max_array_size))
+    ordered = sorted(ready, key=lambda job: job.spec.index)
+    arrays = throttled(session)
+    free = len(ready) if max_jobs is None else max(0, max_jobs - occupied(session, arrays))
+    blocks = _blocks(ordered[:free], max(1, max_array_size))
+    at_once = None
+    if throttles and 0 < free < len(ready) and not any(array.waits for array in arrays.values()):
+        first = _blocks(ordered, max(1, max_array_size))[0]
+        if len(first) > free:
+            blocks, at_once = [first], free
     if submit_rate_limit_s:
         waited = session.last_spawn_at is None or now - session.last_spawn_at >= submit_rate_limit_s
         blocks = blocks[:1] if waited and not session.submissions else []
@@ -328,7 +356,61 @@ def admit(
         pairs = tuple((job.spec.name, _next_number(job)) for job in block)
         exclude = left_out(block)
         token = token_of(session.opened.nonce, pairs, exclude)
-        out.append(ev.SubmitRequested(at=now, token=token, jobs=pairs, exclude=exclude))
+        out.append(ev.SubmitRequested(at=now, token=token, jobs=pairs, exclude=exclude, at_once=at_once))
+    return tuple(out)
+
+
+@dataclass(slots=True)
+class Throttled:
+    """What lives of an array that keeps to slots of its own."""
+
+    at_once: int
+    live: int = 0
+    running: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has tasks that have not begun."""
+        return self.live > self.running
+
+    @property
+    def slots(self) -> int:
+        """After the bound was lowered more may still run."""
+        return max(self.running, min(self.at_once, self.live))
+
+
+def throttled(session: Session) -> dict[str, Throttled]:
+    """The arrays with a bound of which something lives, by token."""
+    found: dict[str, Throttled] = {}
+    for name in session.alive if session.throttles else ():
+        attempt = session.jobs[name].attempts[-1]
+        throttle = session.throttles.get(attempt.token)
+        if throttle is not None:
+            array = found.setdefault(attempt.token, Throttled(at_once=throttle.now))
+            array.live += 1
+            array.running += attempt.phase is Phase.RUNNING
+    return found
+
+
+def occupied(session: Session, arrays: Mapping[str, Throttled]) -> int:
+    """How many slots are taken: a live attempt has one, an array that is throttled as many as it may run."""
+    return session.live - sum(array.live - array.slots for array in arrays.values())
+
+
+def rethrottle(
+    session: Session, ready: Sequence[Job], now: float, *, max_jobs: int | None
+) -> tuple[ev.ThrottleSet, ...]:
+    """An array makes way for jobs that are to go on, and takes their slots when they have ended."""
+    arrays = throttled(session)
+    begun = sum(job.begun for job in ready)
+    out = []
+    for token, array in arrays.items():
+        if array.waits and max_jobs is not None:
+            others = occupied(session, arrays) - array.slots
+            # Slurm takes 0 for no bound.
+            wanted = max(1, max_jobs - others - begun)
+            if wanted != array.at_once:
+                out.append(ev.ThrottleSet(at=now, token=token, at_once=wanted))
     return tuple(out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
@@ -102,14 +103,16 @@ class Exclusion:
     # ---- queued attempts
 
     def update_queued(self, now: float) -> None:
-        """Tell the scheduler where a queued attempt must not start, since that has changed meanwhile."""
+        """Tell the scheduler where queued attempts must not start, since that has changed meanwhile."""
         jobs = self._session.jobs
         queued = [name for name in self._session.alive if _is_queued(jobs[name].attempts[-1])]
         if not self.possible or not queued:
             return
-        ledger, left = self._session.nodes, UPDATES
+        ledger = self._session.nodes
         excluded = ledger.excluded(now, self._rules)
         standing = excluded, frozenset(ledger.evidence)
+        #: One call is for the tasks of one submission that are to leave out the same.
+        calls: dict[tuple[str, tuple[str, ...]], list[tuple[str, int]]] = {}
         for name in queued:
             job = jobs[name]
             attempt = job.attempts[-1]
@@ -122,34 +125,43 @@ class Exclusion:
             may_differ = self._differs(attempt, excluded)
             wanted = self.of([job], now) if may_differ else ()
             if may_differ and self._differs(attempt, wanted):
-                if left == 0 or not self._update(name, attempt, wanted, now):
-                    return
-                left -= 1
-            self._looked_at[key] = standing
+                calls.setdefault((attempt.token, wanted), []).append(key)
+            else:
+                self._looked_at[key] = standing
+        for (_, wanted), keys in list(calls.items())[:UPDATES]:
+            if not self._update(keys, wanted, now):
+                return
+            self._looked_at.update(dict.fromkeys(keys, standing))
 
     def _differs(self, attempt: Attempt, wanted: Collection[str]) -> bool:
-        """A node came to the list, or was forgiven. One whose score has only faded is not worth a call."""
+        """A node came to the list, or was forgiven. One whose score has only faded is not worth a call.
+
+        It is for arrays that wait for their own tasks, perhaps for weeks.
+        """
         ledger = self._session.nodes
+        faded = attempt.token in self._session.throttles
         gone = [
-            node for node in attempt.exclude if node not in ledger.evidence and node not in ledger.by_user
+            node
+            for node in attempt.exclude
+            if (faded and node not in wanted) or (node not in ledger.evidence and node not in ledger.by_user)
         ]
         return bool(gone) or not frozenset(wanted) <= frozenset(attempt.exclude)
 
-    def _update(self, name: str, attempt: Attempt, wanted: tuple[str, ...], now: float) -> bool:
+    def _update(self, keys: Sequence[tuple[str, int]], wanted: tuple[str, ...], now: float) -> bool:
         """One call; whether it was answered."""
-        ref = attempt.ref
-        assert ref is not None
+        attempts = (self._session.jobs[name].attempts[-1] for name, _ in keys)
+        refs = [attempt.ref for attempt in attempts if attempt.ref is not None]
+        update = partial(self._scheduler.update, refs, {"exclude": list(wanted)})
         try:
-            self._effects.call(
-                "update", ref.id, lambda: self._scheduler.update(ref, {"exclude": list(wanted)})
-            )
+            self._effects.call("update", refs[0].id, update)
         except SchedulerUnavailable:
             return False
         except SubmitRejected as error:
             if not _has_started(str(error)):
                 self._trouble("exclude", f"queued jobs may still get nodes that are left out: {error}")
             return True
-        self._record(ev.ExclusionUpdated(at=now, job=name, attempt=attempt.number, exclude=wanted))
+        for name, number in keys:
+            self._record(ev.ExclusionUpdated(at=now, job=name, attempt=number, exclude=wanted))
         return True
 
 

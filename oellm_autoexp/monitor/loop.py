@@ -14,7 +14,7 @@ from oellm_autoexp.core import holds
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, decide, follow
 from oellm_autoexp.core.model import Job, SchedulerFact, SchedulerRef
-from oellm_autoexp.core.session import Session, admit
+from oellm_autoexp.core.session import Session, admit, rethrottle
 from oellm_autoexp.errors import LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
 from oellm_autoexp.monitor.agenda import Agenda, LiveJobs, NewsOnly, Rehearsal, undecided
@@ -237,11 +237,14 @@ class Loop:
             if not why:
                 ready.append(self.session.jobs[name])
         limit = getattr(config, "max_jobs", None) or self._scheduler.capabilities.default_max_jobs
+        for change in rethrottle(self.session, ready, now, max_jobs=limit):
+            self.record(change)
         for request in admit(
             self.session,
             ready,
             now,
             max_jobs=limit,
+            throttles=self._scheduler.capabilities.throttles,
             max_array_size=self._scheduler.capabilities.max_array_size,
             submit_rate_limit_s=getattr(config, "submit_rate_limit_seconds", None),
             left_out=lambda block: self._exclusion.of(block, now),

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ class Performer:
         self._rehearsal = rehearsal
         #: When an answered look-up first did not find a submission.
         self._not_found: dict[str, float] = {}
+        #: How many tasks of an array at once the scheduler was last told of.
+        self._throttles: dict[str, int] = {}
         self._running: dict[str, _Running] = {}
         self._posts: dict[str, Future[int]] = {}
         #: Files that cannot be appended to, and until when nobody tries: texts stay in their order.
@@ -113,6 +116,7 @@ class Performer:
         self._cancels()
         self._recover()
         self._exclusion.update_queued(self._clock())
+        self._throttle()
         for submission in list(self._session.submissions.values()):
             if self._clock() >= deadline:
                 break
@@ -133,7 +137,9 @@ class Performer:
         self._commit()
         tasks = [self._task(name, number) for name, number in submission.jobs]
         try:
-            whole = Submission(token=token, tasks=tasks, exclude=submission.exclude)
+            whole = Submission(
+                token=token, tasks=tasks, exclude=submission.exclude, at_once=submission.at_once
+            )
             refs = self._effects.call("submit", token, lambda: self._scheduler.submit(whole))
         except SubmitRejected as error:
             why, now = str(error), self._clock()
@@ -148,6 +154,24 @@ class Performer:
         else:
             self._trouble("submit", "")
             self._record(ev.SubmitAccepted(at=self._clock(), token=token, refs=tuple(refs)))
+
+    def _throttle(self) -> None:
+        """Tell the scheduler of bounds that have changed; a new leader may do so again, which is harmless."""
+        for name in self._session.alive if self._session.throttles else ():
+            attempt = self._session.jobs[name].attempts[-1]
+            throttle = self._session.throttles.get(attempt.token)
+            if throttle is None or attempt.ref is None:
+                continue
+            if self._throttles.get(attempt.token, throttle.first) == throttle.now:
+                continue
+            update = partial(self._scheduler.update, [attempt.ref], {"at_once": throttle.now})
+            try:
+                self._effects.call("update", attempt.ref.id, update)
+            except SchedulerUnavailable:
+                return
+            except SubmitRejected as error:
+                self._trouble("throttle", f"scheduler.max_jobs may not be kept to exactly: {error}")
+            self._throttles[attempt.token] = throttle.now
 
     def _refuse(self, token: str, reason: str, *, permanent: bool) -> None:
         now = self._clock()

@@ -394,9 +394,9 @@ class LocalScheduler(SchedulerInterface):
         for pid, start in left:
             processes.send(self._effects, pid, start, signal.SIGKILL)
 
-    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
+    def update(self, refs: Sequence[SchedulerRef], changes: Mapping[str, Any]) -> None:
         raise SubmitRejected(
-            f"the local scheduler cannot change {', '.join(changes)} of {ref.id}",
+            f"the local scheduler cannot change {', '.join(changes)} of {', '.join(ref.id for ref in refs)}",
             hint="the change applies from the next attempt on",
         )
 

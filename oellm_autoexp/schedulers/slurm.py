@@ -173,6 +173,7 @@ class SlurmClient(SchedulerInterface):
             tasks = min(tasks, self._most_tasks or tasks, self._site.most_submitted or tasks)
         return Capabilities(
             max_array_size=tasks,
+            throttles=config.array,
             find_grace_s=grace_s,
             gone_grace_s=grace_s,
             poll_interval_s=self._interval_s,
@@ -215,7 +216,7 @@ class SlurmClient(SchedulerInterface):
         ]
         environment: Mapping[str, str] = environments[0]
         if count > 1:
-            argv.append(f"--array=0-{count - 1}")
+            argv.append(f"--array=0-{count - 1}" + (f"%{submission.at_once}" if submission.at_once else ""))
             environment = {}
         ran = self._commands.act([*argv, script], environment, Path(script).parent)
         self._queue = None
@@ -484,26 +485,45 @@ class SlurmClient(SchedulerInterface):
         if ran.status != 0 and unheard:
             raise self._commands.silent(name, answers.plain(ran.errors) or f"exit {ran.status}")
 
-    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
-        unknown = changes.keys() - {"time_limit_s", "exclude"}
+    def update(self, refs: Sequence[SchedulerRef], changes: Mapping[str, Any]) -> None:
+        unknown = changes.keys() - {"time_limit_s", "exclude", "at_once"}
         if unknown:
-            raise SubmitRejected(f"Slurm is not asked to change {', '.join(sorted(unknown))} of {ref.id}")
+            raise SubmitRejected(f"Slurm is not asked to change {', '.join(sorted(unknown))}")
+        by_token = _by_token(self._rows())
+        records = self._read({ref.token for ref in refs}) if "exclude" in changes else {}
+        #: One call is for tasks of one array whose script excludes the same nodes itself.
+        alike: dict[tuple[str, str], list[Row]] = {}
+        for ref in refs:
+            row = self._chosen(ref, by_token.get(_key(ref), ()))
+            if row is not None and not row.fact.state.ended:
+                own = records[ref.token].exclude if ref.token in records else ""
+                alike.setdefault((row.array, own), []).append(row)
+        if not alike:
+            raise SubmitRejected(f"Invalid job id specified for job {refs[0].id}")
+        refusals = [why for (_, own), rows in alike.items() if (why := self._change(rows, own, changes))]
+        if len(refusals) == len(alike):
+            raise SubmitRejected(f"scontrol: {refusals[0]}")
+
+    def _change(self, rows: Sequence[Row], own: str, changes: Mapping[str, Any]) -> str:
+        """One call for tasks of one array; why none of them was changed, "" if one was."""
+        first = rows[0]
         words = []
         if "time_limit_s" in changes:
             words.append(f"TimeLimit={format_time(changes['time_limit_s'])}")
         if "exclude" in changes:
-            record = self._read([ref.token]).get(ref.token)
-            own = record.exclude if record is not None else ""
             words.append(f"ExcNodeList={slurm_text.joined(own, changes['exclude'])}")
-        rows = _by_token(self._rows()).get(_key(ref), ())
-        row = self._chosen(ref, rows)
-        if row is None or row.fact.state.ended:
-            raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
-        ran = self._commands.act(["scontrol", *self._site.option, "update", f"JobId={row.id}", *words], {})
+        identity = first.id
+        if "at_once" in changes:
+            words.append(f"ArrayTaskThrottle={changes['at_once']}")
+            identity = first.array
+        elif len(rows) > 1:
+            identity = f"{first.array}_[{','.join(str(row.task) for row in rows)}]"
+        ran = self._commands.act(["scontrol", *self._site.option, "update", f"JobId={identity}", *words], {})
         self._queue = None
         self._require_heard("scontrol", ran)
-        if ran.status != 0:
-            raise SubmitRejected(f"scontrol: {answers.plain(ran.errors) or ran.status}")
+        # Of several tasks it names each that could not be changed, and then the others: "1_4-5: No error".
+        changed = ran.status == 0 or "No error" in f"{ran.output}{ran.errors}"
+        return "" if changed else answers.plain(ran.errors) or str(ran.status)
 
 
 def _before(since: float) -> str:

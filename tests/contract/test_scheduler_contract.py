@@ -12,6 +12,7 @@ import pytest
 import schedulers
 from schedulers import BENCHES, HOLD, Bench
 
+from oellm_autoexp.config.sockets import Submission
 from oellm_autoexp.core.model import SchedulerRef, SchedulerState
 from oellm_autoexp.errors import SubmitRejected
 
@@ -72,6 +73,25 @@ def test_an_array_gives_a_reference_for_each_task_in_order(bench: Bench) -> None
         facts = bench.scheduler.poll(refs)
         assert [facts[ref].exit_code for ref in refs] == [0, 1, 2, 3]
         assert bench.ran == ["t0", "t1", "t2", "t3"]
+
+
+def test_an_array_keeps_to_its_bound_which_may_change(bench: Bench) -> None:
+    """Where the scheduler can: the tasks wait for each other, and more run once more may."""
+    if not bench.scheduler.capabilities.throttles:
+        with pytest.raises(SubmitRejected):
+            bench.scheduler.update(bench.submit("tok", bench.task("one", HOLD)), {"at_once": 2})
+        return
+    tasks = [bench.task(f"t{index}", HOLD) for index in range(3)]
+    refs = bench.scheduler.submit(Submission(token=bench.token("tok"), tasks=tasks, at_once=1))
+    states = lambda: [bench.scheduler.poll(refs)[ref].state for ref in refs]  # noqa: E731
+    running, pending = SchedulerState.RUNNING, SchedulerState.PENDING
+    bench.until(lambda: states() == [running, pending, pending], "one runs")
+    waits = bench.scheduler.poll(refs)[refs[2]]
+    assert waits.reason.startswith("JobArrayTaskLimit")
+    bench.scheduler.update([refs[2]], {"at_once": 2})
+    bench.until(lambda: states() == [running, running, pending], "two run")
+    bench.scheduler.cancel([refs[0]])
+    bench.until(lambda: states()[1:] == [running, running], "the last follows")
 
 
 def test_more_tasks_than_an_array_may_have_are_refused(bench: Bench) -> None:
@@ -192,9 +212,9 @@ def test_an_excluded_node_is_not_given(bench: Bench) -> None:
     bench.until(lambda: bench.fact(ref).state is SchedulerState.RUNNING, "it runs")
     assert bench.fact(ref).nodes == nodes[0]
     with pytest.raises(SubmitRejected):
-        bench.scheduler.update(ref, {"exclude": nodes[:1]})
+        bench.scheduler.update([ref], {"exclude": nodes[:1]})
     (second,) = bench.submit("two", bench.task("two", "true"), exclude=nodes[1:])
-    bench.scheduler.update(second, {"exclude": nodes[:1]})
+    bench.scheduler.update([second], {"exclude": nodes[:1]})
     fact = bench.ended(second)
     assert fact.state is SchedulerState.COMPLETED and fact.nodes != nodes[0]
     with pytest.raises(SubmitRejected):

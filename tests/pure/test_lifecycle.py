@@ -26,7 +26,7 @@ from oellm_autoexp.core.model import (
     SchedulerState,
 )
 from oellm_autoexp.core.reconcile import reconcile
-from oellm_autoexp.core.session import Session, admit, token_of
+from oellm_autoexp.core.session import Session, admit, occupied, rethrottle, throttled, token_of
 from oellm_autoexp.core.verdict import Case, classify
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.services.plugins import load_builtin
@@ -412,6 +412,55 @@ def test_arrays_take_as_many_as_fit() -> None:
         state, list(state.jobs.values()), 0, max_jobs=None, max_array_size=2, submit_rate_limit_s=None
     )
     assert [len(request.jobs) for request in out] == [2, 2, 1]
+
+
+def admitted(state: Session, names: str, **changes: Any) -> list[tuple[str, int | None]]:
+    """The submissions that follow, each as the names of its jobs and its bound; they are taken in."""
+    ready = [state.jobs[name] for name in names]
+    rules = {"max_jobs": 2, "max_array_size": 9, "submit_rate_limit_s": None, "throttles": True}
+    out = admit(state, ready, 0, **{**rules, **changes})
+    for request in out:
+        state.apply(request)
+    return [("".join(name for name, _ in request.jobs), request.at_once) for request in out]
+
+
+def test_an_array_may_hold_more_than_run_at_once() -> None:
+    """One submission, not one for each slot that becomes free; the next waits until all of it has begun."""
+    state = session(*(spec(name, index=index) for index, name in enumerate("abcdefg")))
+    assert admitted(state, "abc", throttles=False) == [("ab", None)]
+    state = session(*(spec(name, index=index) for index, name in enumerate("abcdefg")))
+    assert admitted(state, "bacd") == [("abcd", 2)]
+    assert admitted(state, "efg") == []
+    assert admitted(state, "efg", max_jobs=3) == [("e", None)]
+    state = session(*(spec(name, index=index) for index, name in enumerate("abcdefg")))
+    assert admitted(state, "ab") == [("ab", None)]
+    assert admitted(state, "abcd", max_jobs=None) == [("abcd", None)]
+
+
+def test_an_array_makes_way_for_what_goes_on() -> None:
+    """Its bound sinks by one for each job that has begun and is ready, to one at least, and rises again."""
+    state = session(*(spec(name, index=index) for index, name in enumerate("abcdefg")))
+    assert admitted(state, "abcdef", max_jobs=3) == [("abcdef", 3)]
+    (token,) = state.submissions
+    refs = tuple(SchedulerRef(id=f"1_{task}", cluster="c", token=token, task=task) for task in range(6))
+    state.apply(ev.SubmitSpawned(at=1, token=token))
+    state.apply(ev.SubmitAccepted(at=1, token=token, refs=refs))
+    for name in "abc":
+        state.apply(ev.AttemptStarted(at=2, job=name, attempt=1, started_at=2))
+    ended = ev.AttemptEnded(at=3, job="a", attempt=1, mode="crash", reason="r", evidence="e", started_at=2)
+    state.apply(ended)
+    ready = [state.jobs["a"]]
+    (change,) = rethrottle(state, ready, 3, max_jobs=3)
+    assert (change.token, change.at_once) == (token, 2)
+    state.apply(change)
+    assert rethrottle(state, ready, 3, max_jobs=3) == ()
+    assert admitted(state, "a", max_jobs=3) == [("a", None)]
+    assert rethrottle(state, [], 4, max_jobs=3) == ()
+    assert occupied(state, throttled(state)) == 3
+    assert [each.at_once for each in rethrottle(state, [], 4, max_jobs=1)] == [1]
+    (again,) = state.submissions
+    state.apply(ev.SubmitRefused(at=5, token=again, reason="r", permanent=False, retry_at=9))
+    assert [each.at_once for each in rethrottle(state, [state.jobs["g"]], 5, max_jobs=3)] == [3]
 
 
 def test_a_token_names_jobs_and_attempts() -> None:

@@ -250,7 +250,7 @@ def test_a_guard_that_does_not_react_is_killed_by_the_second_cancel(house: House
 def test_a_time_limit_cannot_be_changed(house: House) -> None:
     """The refusal says when the change applies."""
     with pytest.raises(SubmitRejected, match="next attempt"):
-        house.scheduler.update(house.submit("true"), {"time_limit_s": 9})
+        house.scheduler.update([house.submit("true")], {"time_limit_s": 9})
 
 
 # ---------------------------------------------------------------- trouble while submitting

@@ -174,7 +174,7 @@ def test_what_a_controller_has_forgotten_is_gone(slurm: Cluster, bench: SlurmBen
     bench.scheduler.cancel([old])
     bench.until(lambda: state(bench, with_id) is S.RUNNING, "the other one runs")
     with pytest.raises(SubmitRejected, match="Invalid job id"):
-        bench.scheduler.update(old, {"time_limit_s": 600})
+        bench.scheduler.update([old], {"time_limit_s": 600})
 
 
 def test_accounting_remembers_what_the_controller_has_forgotten(
@@ -294,7 +294,7 @@ def test_nodes_can_be_left_out(slurm: Cluster, bench: SlurmBench) -> None:
     until_running(bench, ref)
     assert bench.fact(ref).nodes == "node3"
     (waits,) = bench.submit("b", directed(bench.task("two", HOLD), "--hold"))
-    bench.scheduler.update(waits, {"exclude": ["node1", "node3"]})
+    bench.scheduler.update([waits], {"exclude": ["node1", "node3"]})
     slurm.run("scontrol", "release", waits.id)
     until_running(bench, waits)
     assert bench.fact(waits).nodes == "node2"
@@ -307,14 +307,14 @@ def test_a_time_limit_travels_and_can_be_changed(slurm: Cluster, bench: SlurmBen
     (ref,) = bench.submit("a", changed)
     shown = lambda: slurm.run("squeue", "-h", "-o", "%l", "-j", ref.id).strip()  # noqa: E731
     assert shown() == "50:00"
-    bench.scheduler.update(ref, {"time_limit_s": 7200})
+    bench.scheduler.update([ref], {"time_limit_s": 7200})
     assert shown() == "2:00:00"
     short = bench.task("two", HOLD)
     short = directed(short, "--partition=short")
     (ref,) = bench.submit("b", Task(**{**vars(short), "time_limit_s": 3000}))
     assert shown() == "5:00", "no more than the partition gives"
     with pytest.raises(SubmitRejected, match="colour"):
-        bench.scheduler.update(ref, {"colour": "red"})
+        bench.scheduler.update([ref], {"colour": "red"})
 
 
 def test_a_command_is_told_before_its_time_limit(bench: SlurmBench) -> None:

@@ -113,6 +113,7 @@ MADE_UP: tuple[ev.Event, ...] = (
     ev.CanaryProved(at=0.0, job="long", why="it succeeded"),
     ev.NodesSuspected(at=0.0, nodes=("node2",), weight=1.0, what="node failure", job="long", attempt=1),
     ev.NodesTrusted(at=0.0, nodes=("node2",), job="long", attempt=2),
+    ev.NodesForgiven(at=0.0, nodes=("node2",)),
     ev.ExclusionUpdated(at=0.0, job="long", attempt=2, exclude=("node2",)),
 )
 
@@ -127,7 +128,7 @@ def swept() -> Played:
         "queue_wait": 60,
         "accounting": False,
         "min_job_age": 1,
-        "max_array_size": 2,
+        "max_array_size": 3,
         "requeue": False,
     }
     setup = Setup(

@@ -69,6 +69,7 @@ class Watched(SchedulerInterface):
         self.cluster = client.cluster
         self.capabilities = Capabilities(
             max_array_size=client.capabilities.max_array_size,
+            throttles=client.capabilities.throttles,
             find_grace_s=2 * pace,
             gone_grace_s=2 * pace,
             poll_interval_s=pace,
@@ -95,8 +96,8 @@ class Watched(SchedulerInterface):
         self._played.audit.called("scancel", self._played.client.played.now)
         self._client.cancel(refs)
 
-    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
-        self._client.update(ref, changes)
+    def update(self, refs: Sequence[SchedulerRef], changes: Mapping[str, Any]) -> None:
+        self._client.update(refs, changes)
 
 
 class PlayedClock:

@@ -235,7 +235,7 @@ class SimScheduler(SchedulerInterface):
             if process.ended is None:
                 self._world.end(process, 143, "signal:TERM")
 
-    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
+    def update(self, refs: Sequence[SchedulerRef], changes: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
 

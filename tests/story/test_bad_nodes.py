@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ def campaign(root: Path, *faults: dict[str, Any], jobs: int = 1, play: Any = WOR
         "faults": list(faults),
     }
     return Campaign(root, scenario, jobs, **more)
+
+
+def one_by_one(root: Path, *faults: dict[str, Any], at_once: int = 1, **more: Any) -> Campaign:
+    """Without arrays: each job is submitted when a slot is free."""
+    overrides = [f"scheduler.max_jobs={at_once}", *more.pop("overrides", ())]
+    return campaign(root, *faults, cluster={"max_array_size": 1}, overrides=overrides, **more)
 
 
 def test_a_restart_stays_off_the_node_that_failed(tmp_path: Path) -> None:
@@ -68,9 +75,7 @@ def test_no_more_are_left_out_than_the_job_can_do_without(tmp_path: Path) -> Non
 
 def test_suspicion_fades_and_the_node_is_used_again(tmp_path: Path) -> None:
     """A half-life after one failure the next submission may have it."""
-    made = campaign(
-        tmp_path, fails("node1", "2h"), jobs=30, overrides=["scheduler.max_jobs=1"], play={"work": "5h"}
-    )
+    made = one_by_one(tmp_path, fails("node1", "2h"), jobs=30, play={"work": "5h"})
     made.run()
     asked = [(event.at - START, event.exclude) for event in made.of(ev.SubmitRequested)]
     out = [at for at, exclude in asked if exclude == ("node1",)]
@@ -79,12 +84,28 @@ def test_suspicion_fades_and_the_node_is_used_again(tmp_path: Path) -> None:
     assert [exclude for at, exclude in asked if at > max(out)][:1] == [()]
 
 
+def test_an_array_that_waits_for_its_own_tasks_is_told_with_one_call_each(tmp_path: Path) -> None:
+    """When the node is left out, and when it may be used again: its tasks may wait for weeks."""
+    overrides = ["scheduler.max_jobs=1"]
+    made = campaign(tmp_path, fails("node1", "2h"), jobs=30, overrides=overrides, play={"work": "5h"})
+    loop = made.submit()
+    asked = loop._scheduler.calls
+    made.run()
+    told = made.of(ev.ExclusionUpdated)
+    assert list(dict.fromkeys(event.exclude for event in told)) == [("node1",), ()]
+    assert 44 * HOUR < next(event.at for event in told if not event.exclude) - START < 51 * HOUR
+    bounds = made.of(ev.ThrottleSet)
+    assert (asked["sbatch"], asked["scontrol"]) == (2, 2 + len(bounds)) and len(told) > 20
+    runs = sorted((a.started_at, a.ended_at) for job in loop.session.jobs.values() for a in job.attempts)
+    assert all(ended <= started for (_, ended), (started, _) in itertools.pairwise(runs))
+
+
 def test_quick_deaths_on_one_node_move_jobs_elsewhere(tmp_path: Path) -> None:
     """Nobody names the node, but job after job dies on it at once."""
     dies = [{"after": 60, "attempts": 1, "lines": ["CUDA error"]}]
     wait = "restart_policies={crash: {class_name: AlwaysRestartPolicy, backoff_seconds: 600}}"
     play = [{"match": "j[0-2]", "startup": 5, "mishaps": dies}, {"work": "1h"}]
-    made = campaign(tmp_path, play=play, jobs=5, overrides=["scheduler.max_jobs=1", wait])
+    made = one_by_one(tmp_path, play=play, jobs=5, overrides=[wait])
     session = made.run()
     assert {job.state.value for job in session.jobs.values()} == {"succeeded"}
     suspected = made.of(ev.NodesSuspected)
@@ -209,10 +230,10 @@ def test_the_next_leader_leaves_out_the_same_nodes(tmp_path: Path) -> None:
     def asked(made: Campaign) -> list[tuple[Any, ...]]:
         return [(event.at, event.jobs, event.exclude) for event in made.of(ev.SubmitRequested)]
 
-    whole = campaign(tmp_path / "whole", *faults, jobs=12, overrides=["scheduler.max_jobs=6"])
+    whole = one_by_one(tmp_path / "whole", *faults, jobs=12, at_once=6)
     whole.run()
     assert len({exclude for _, _, exclude in asked(whole)}) > 1
-    killed = campaign(tmp_path / "killed", *faults, jobs=12, overrides=["scheduler.max_jobs=6"])
+    killed = one_by_one(tmp_path / "killed", *faults, jobs=12, at_once=6)
     loop = killed.submit()
     turns = 0
     while not loop.finished:

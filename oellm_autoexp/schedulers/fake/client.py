@@ -119,6 +119,7 @@ class FakeSlurmClient(SchedulerInterface):
         habits = self.scenario.cluster
         self.capabilities = Capabilities(
             max_array_size=habits.max_array_size,
+            throttles=habits.max_array_size > 1,
             find_grace_s=2 * self.scenario.pace,
             gone_grace_s=2 * self.scenario.pace,
             poll_interval_s=self.scenario.pace,
@@ -241,10 +242,13 @@ class FakeSlurmClient(SchedulerInterface):
         self.calls["sbatch"] += 1
         requests = [_request(task, submission.exclude, self.played.now) for task in submission.tasks]
         try:
-            self._ask_for(submit=submission.token, jobs=[asdict(request) for request in requests])
+            bound = {} if submission.at_once is None else {"at_once": submission.at_once}
+            jobs = [asdict(request) for request in requests]
+            self._ask_for(submit=submission.token, jobs=jobs, **bound)
         except OSError as error:
             raise SchedulerUnavailable(error.strerror or str(error), where=str(self._path)) from error
-        return [_ref(job) for job in self.played.submit(submission.token, requests)]
+        taken = self.played.submit(submission.token, requests, submission.at_once)
+        return [_ref(job) for job in taken]
 
     def identify(self, identity: str) -> SchedulerRef | None:
         self.calls["squeue"] += 1
@@ -313,18 +317,31 @@ class FakeSlurmClient(SchedulerInterface):
             self._ask_for(cancel=ids)
             self.played.cancel(ids)
 
-    def update(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
+    def update(self, refs: Sequence[SchedulerRef], changes: Mapping[str, Any]) -> None:
         self.calls["scontrol"] += 1
-        job = self.played.jobs.get(ref.id)
         self.played.ask()
-        if not changes.keys() <= {"time_limit_s", "exclude"}:
+        if not changes.keys() <= {"time_limit_s", "exclude", "at_once"}:
             raise SubmitRejected(f"cannot change {changes}")
+        refused = []
+        for ref in refs:
+            try:
+                self._change(ref, changes)
+            except SubmitRejected as error:
+                refused.append(error)
+        if len(refused) == len(refs):
+            raise refused[0]
+
+    def _change(self, ref: SchedulerRef, changes: Mapping[str, Any]) -> None:
+        job = self.played.jobs.get(ref.id)
         if job is None or not _means(ref, _ref(job)):
             raise SubmitRejected(f"Invalid job id specified for job {ref.id}")
         if "time_limit_s" in changes:
             seconds = float(changes["time_limit_s"])
             self._ask_for(limit=ref.id, seconds=seconds)
             self.played.limit(ref.id, seconds)
+        if "at_once" in changes:
+            self._ask_for(throttle=ref.id, at_once=changes["at_once"])
+            self.played.throttle(ref.id, changes["at_once"])
         if "exclude" in changes:
             nodes = sorted({*changes["exclude"], *job.request.own_exclude})
             self._ask_for(exclude=ref.id, nodes=nodes)
@@ -364,11 +381,14 @@ def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:
         if "until" in record:
             cluster.advance(record["until"])
         elif "submit" in record:
-            cluster.submit(record["submit"], [_requested(each) for each in record["jobs"]])
+            requests = [_requested(each) for each in record["jobs"]]
+            cluster.submit(record["submit"], requests, record.get("at_once"))
         elif "cancel" in record:
             cluster.cancel(record["cancel"])
         elif "limit" in record:
             cluster.limit(record["limit"], record["seconds"])
+        elif "throttle" in record:
+            cluster.throttle(record["throttle"], record["at_once"])
         elif "exclude" in record:
             cluster.exclude(record["exclude"], record["nodes"])
         elif "fault" in record:

@@ -59,6 +59,8 @@ class FakeCluster:
         size = scenario.cluster.size
         self.names = tuple(f"node{number:0{len(str(size))}d}" for number in range(1, size + 1))
         self.nodes = {name: Node(name) for name in self.names}
+        #: How many tasks of an array may run at once, by its number; absent: all.
+        self.throttles: dict[int, int] = {}
         #: What befell jobs, nodes and the controller, in order.
         self.befallen: list[Befallen] = []
         #: Ended jobs by id; a reused id has several.
@@ -69,7 +71,7 @@ class FakeCluster:
         self.silent = ""
         self.silent_until = 0.0
         self._files = files
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = 0
         self.next_id = 1
         self._reuses = any(fault.kind == "crash" for fault in scenario.faults)
@@ -93,7 +95,7 @@ class FakeCluster:
         """When something happens next; infinity for never."""
         return self._heap[0][0] if self._heap else math.inf
 
-    def at(self, at: float, what: Callable[..., None], *arguments: Any) -> None:
+    def at(self, at: float, what: Callable[..., object], *arguments: Any) -> None:
         self._count += 1
         heapq.heappush(self._heap, (max(at, self.now), self._count, what, arguments))
 
@@ -108,8 +110,8 @@ class FakeCluster:
         if self.silent:
             raise SchedulerUnavailable(f"slurm_load_jobs error: {_SILENT[self.silent]}")
 
-    def submit(self, token: str, requests: Sequence[JobRequest]) -> list[FakeJob]:
-        """sbatch: one job, or an array.
+    def submit(self, token: str, requests: Sequence[JobRequest], at_once: int | None = None) -> list[FakeJob]:
+        """sbatch: one job, or an array, of which at most so many tasks run at once.
 
         Raises:
             SubmitRejected, SubmitDeferred, SchedulerUnavailable: it was not taken.
@@ -123,13 +125,13 @@ class FakeCluster:
         for request in requests:
             self._check(request)
         if self.silent == "frozen":
-            self.at(self.silent_until, self._take_late, token, tuple(requests))
+            self.at(self.silent_until, self._take, token, tuple(requests), at_once)
             raise SubmitUnclear(f"{_REFUSED}: {_SILENT['frozen']}")
         alive = sum(1 for job in self.jobs.values() if not job.ended)
         if habits.max_submit_jobs is not None and alive + len(requests) > habits.max_submit_jobs:
             what = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
             raise SubmitDeferred(f"{_REFUSED}: {what}")
-        jobs = self._take(token, requests)
+        jobs = self._take(token, requests, at_once)
         if self.lose_answer:
             self.lose_answer = False
             raise SubmitUnclear(f"{_REFUSED}: {_SILENT['frozen']}")
@@ -152,15 +154,15 @@ class FakeCluster:
         if request.exclude and len(left) < request.nodes <= size:
             raise SubmitRejected(f"{_REFUSED}: Requested node configuration is not available")
 
-    def _take_late(self, token: str, requests: Sequence[JobRequest]) -> None:
-        self._take(token, requests)
-
-    def _take(self, token: str, requests: Sequence[JobRequest]) -> list[FakeJob]:
+    def _take(self, token: str, requests: Sequence[JobRequest], at_once: int | None) -> list[FakeJob]:
         habits, number = self.scenario.cluster, self.next_id
         used = {job.id.partition("_")[0] for job in self.jobs.values()} if self._reuses else ()
         while str(number) in used:
             number += 1
         self.next_id = number + len(requests)
+        self.throttles.pop(number, None)
+        if at_once is not None and len(requests) > 1:
+            self.throttles[number] = at_once
         taken = []
         for task, request in enumerate(requests):
             limit = request.time_limit if request.time_limit is not None else habits.default_time
@@ -216,6 +218,20 @@ class FakeCluster:
             self._plan_limit(job)
         self.wake()
 
+    def throttle(self, identity: str, at_once: int) -> None:
+        """scontrol update ArrayTaskThrottle.
+
+        Raises:
+            SchedulerUnavailable: nobody answered.
+            SubmitRejected: there is no such job, or it has ended.
+        """
+        self.ask()
+        job = self.jobs.get(identity)
+        if job is None or job.ended:
+            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        self.throttles[job.order[0]] = at_once
+        self.wake()
+
     def exclude(self, identity: str, nodes: Sequence[str]) -> None:
         """scontrol update ExcNodeList.
 
@@ -257,7 +273,8 @@ class FakeCluster:
         pending = [job for job in self.jobs.values() if job.state == "PENDING" and self._may_wait(job)]
         running = [job for job in self.jobs.values() if job.nodes and not job.ended]
         reasons = [job.reason for job in pending]
-        for job, nodes in starts(self.scenario.cluster, pending, running, self.nodes, self.now):
+        found = starts(self.scenario.cluster, pending, running, self.nodes, self.now, self.throttles)
+        for job, nodes in found:
             self._start(job, nodes)
             if any(other.blocked for other in pending):
                 self.wake()  # Some may only wait for a start.

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import MappingProxyType
 
 from oellm_autoexp.schedulers.fake.run import JobRequest, Run
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault, ClusterHabits, Partition
 
 PRIORITY, RESOURCES, BEGIN_TIME = "Priority", "Resources", "BeginTime"
+#: As many tasks of its array run as may at once.
+TASK_LIMIT = "JobArrayTaskLimit"
 #: More nodes are excluded than the job can do without.
 BAD_CONSTRAINTS = "BadConstraints"
 NO_NODES = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"
@@ -154,8 +157,13 @@ def starts(
     running: Sequence[FakeJob],
     nodes: Mapping[str, Node],
     now: float,
+    throttles: Mapping[int, int] = MappingProxyType({}),
 ) -> list[tuple[FakeJob, tuple[str, ...]]]:
-    """The jobs that start now, each with its nodes. The reasons of the others are set."""
+    """The jobs that start now, each with its nodes. The reasons of the others are set.
+
+    `throttles`: how many tasks of an array may run at once, by its number.
+    """
+    room = {array: most - sum(job.order[0] == array for job in running) for array, most in throttles.items()}
     names = list(nodes)
     free = [name for name in names if nodes[name].free]
     position = {name: number for number, name in enumerate(names)}
@@ -169,6 +177,9 @@ def starts(
     for job in sorted(pending, key=_ORDER):
         if job.held or job.blocked or now < job.eligible_at:
             job.reason = job.held or job.blocked or (BEGIN_TIME if job.restarts else PRIORITY)
+            continue
+        if room.get(job.order[0], 1) <= 0:
+            job.reason = TASK_LIMIT
             continue
         wanted = job.request.nodes
         wish = job.request.partition, wanted, job.time_limit, job.exclude
@@ -197,6 +208,8 @@ def starts(
             free = [name for name in free if name not in gone]
             free_of.clear()
             found.append((job, taken))
+            if job.order[0] in room:
+                room[job.order[0]] -= 1
         elif shadow is None:
             job.reason = RESOURCES
             ends = [(started.time_limit + now, _allowed(on, job.exclude)) for started, on in found]
