@@ -45,6 +45,8 @@ def test_the_seeds_reach_what_they_are_for() -> None:
             seen["withdrawn"] += getattr(event, "withdrawn", False)
         seen.update(job.state.value for job in campaign.played.audit.session.jobs.values())
     wanted = [
+        "canary_proved",
+        "throttle_set",
         "death",
         "stop",
         "adopted",

@@ -51,6 +51,7 @@ class Setup:
     rules: Mapping[str, Any]
     max_jobs: int | None = None
     breaker: int | None = 3
+    canary: int = 0
     time_limit: int | None = None
     pace: float = 20.0
     stride: float = 60.0
@@ -206,9 +207,8 @@ class Played:
         """A loop that has reconciled the plan, as `submit` does each time."""
         loop = self.lead(effects)
         now = self.clock.now()
-        opened = ev.SessionOpened(
-            at=now, project="p", session="s", nonce="nonce", scheduler={"class_name": "fake"}
-        )
+        scheduler = {"class_name": "fake", "canary": self.setup.canary}
+        opened = ev.SessionOpened(at=now, project="p", session="s", nonce="nonce", scheduler=scheduler)
         for event in reconcile(loop.session, opened, self.specs(), {"r": self.rules}, now=now).events:
             loop.record(event)
         return loop

@@ -104,6 +104,7 @@ def setup_of(rng: Random) -> Setup:
         pace=pace,
         stride=max(pace, rng.choice([20.0, 60.0])),
         rehearsal=rng.random() < 0.3,
+        canary=rng.choice([0, 0, 0, 1, 2]),
     )
 
 
@@ -225,7 +226,7 @@ class Campaign:
         self.stopped = False
 
     def _lead(self, loop: Loop) -> None:
-        """Lead to the end; where the breaker holds jobs back for ever, a person gives them up."""
+        """Lead to the end; where the breaker or a canary holds jobs back for ever, a person gives them up."""
         while True:
             self.played.run(loop, self._on_tick)
             # It may have been stopped while it said goodbye, and others have led since.
