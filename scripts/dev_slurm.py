@@ -357,6 +357,22 @@ class Cluster:
         told = self.run("sinfo", "-N", "-o", "%N %T %E", check=False)
         wait_until(are_ready, f"the nodes take jobs ({told}), see {self.directory / 'log'}")
 
+    @contextlib.contextmanager
+    def configured(self, **options: object) -> Iterator[None]:
+        """Other lines of slurm.conf meanwhile, such as can be changed while the daemons run."""
+        known = self.settings["options"]
+        assert isinstance(known, dict)
+        try:
+            self._reconfigure({**known, **options})
+            yield
+        finally:
+            self._reconfigure(known)
+
+    def _reconfigure(self, options: dict[str, object]) -> None:
+        self.settings["options"] = options
+        self.conf.write_text("\n".join(self._conf()) + "\n")
+        self.run("scontrol", "reconfigure")
+
     def forget(self) -> None:
         """Have the controller lose all jobs, as when its state is lost, and begin to count anew."""
         self.kill("slurmctld")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from commands import Cli, until
 from dev_slurm import Cluster
+
+from oellm_autoexp.config.sockets import SchedulerInterface
+from oellm_autoexp.core.session import Session
+from oellm_autoexp.schedulers.slurm import SlurmClient
+from oellm_autoexp.services import plan as planning
+from oellm_autoexp.services import submit as service
 
 pytestmark = pytest.mark.slurm
 
@@ -81,8 +89,8 @@ class Sessions:
 
 
 @pytest.fixture
-def sessions(slurm: Cluster, tmp_path: Path) -> Iterator[Sessions]:
-    yield Sessions(tmp_path)
+def sessions(tmp_path: Path) -> Sessions:
+    return Sessions(tmp_path)
 
 
 def test_a_sweep_ends_as_its_policies_say(slurm: Cluster, sessions: Sessions) -> None:
@@ -119,7 +127,7 @@ def test_a_node_that_fails_is_left_out_of_the_restart(slurm: Cluster, sessions: 
     assert sessions.ran == ["real_node 1", "real_node 2"]
 
 
-def test_a_time_limit_is_followed_by_a_longer_one(sessions: Sessions) -> None:
+def test_a_time_limit_is_followed_by_a_longer_one(slurm: Cluster, sessions: Sessions) -> None:
     """The command is told before Slurm would end it, and goes on in the next attempt."""
     sessions.config("long", array=False, limit="00:01:00")
     path = sessions.root / "sweep.yaml"
@@ -182,6 +190,68 @@ def test_while_the_controller_is_away_nothing_is_decided(slurm: Cluster, session
             slurm.wait_for_controller()
         assert leader.wait(120) == 0
     assert sessions.ran == ["real_wait1 1", "real_wait2 1", "real_wait3 1"]
+
+
+TASKS = 1000
+
+
+class Asked:
+    """How often a client calls each command: `calls` in all, `most` in one tick."""
+
+    def __init__(self, client: SchedulerInterface) -> None:
+        assert isinstance(client, SlurmClient)
+        self.client = client
+        self.most: Counter[str] = Counter()
+        self._before = dict(client.calls)
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        return self.client.calls
+
+    def tick(self) -> None:
+        for name, calls in self.calls.items():
+            self.most[name] = max(self.most[name], calls - self._before.get(name, 0))
+        self._before = dict(self.calls)
+
+
+def test_a_thousand_points_are_one_call_of_sbatch(slurm_with_accounting: Cluster, sessions: Sessions) -> None:
+    """Each runs once, over one squeue and at most one sacct a tick; those that end unseen, too."""
+    sessions.config("fine", array=True)
+    path = sessions.root / "sweep.yaml"
+    axes = f"kind: [fine], seed: [{', '.join(map(str, range(TASKS)))}]"
+    text = path.read_text().replace("kind: [fine]", axes).replace("{project}_{kind}", "{project}_{seed}")
+    path.write_text(text.replace('"${kind}"]', '"${kind}", "${seed}"]'))
+
+    class Seen(Exception):
+        """Enough for the first leader."""
+
+    def led(until_ended: int) -> tuple[Session, Asked]:
+        plan = planning.plan(planning.load(str(path), cwd=sessions.root))
+        _, loop = service.submit(plan)
+        assert loop is not None
+        asked = Asked(plan.loaded.scheduler)
+
+        def look(session: Session) -> None:
+            asked.tick()
+            if until_ended <= sum(job.state.ended for job in session.jobs.values()) < TASKS:
+                raise Seen
+
+        with contextlib.suppress(Seen):
+            loop.run(look)
+        loop.close()
+        return loop.session, asked
+
+    with slurm_with_accounting.configured(MinJobAge=2):
+        _, first = led(until_ended=TASKS // 2)
+        left = ("squeue", "-h", "-t", "all")
+        until(lambda: not slurm_with_accounting.run(*left), "slurmctld has forgotten all")
+    session, second = led(until_ended=TASKS)
+    assert Counter(job.state.value for job in session.jobs.values()) == {"succeeded": TASKS}
+    assert len(sessions.ran) == len(set(sessions.ran)) == TASKS
+    assert (first.calls["sbatch"], second.calls.get("sbatch", 0)) == (1, 0)
+    for asked in (first, second):
+        assert asked.most["squeue"] == 1 and asked.most["sacct"] <= 1, asked.most
+    assert second.calls["sacct"] > 0
 
 
 KILLS = 100
