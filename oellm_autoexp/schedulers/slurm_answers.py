@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact
 from oellm_autoexp.schedulers import slurm_site, slurm_states
 from oellm_autoexp.schedulers.slurm_site import settings
@@ -32,6 +33,8 @@ _QUEUE_FIELDS = (
 QUEUE_FORMAT = ",".join(f"{name}:{SEPARATOR}" for name in _QUEUE_FIELDS)
 #: `sacct -o`. Its Comment is often empty, so that the name must tell.
 ACCOUNT_FORMAT = "JobID,State,ExitCode,Reason,Start,End,NodeList,Cluster,JobName"
+#: What sacct calls the tasks of an array that never began.
+_TASKS = re.compile(r"(\d+_\[[\d,-]+)(?:%\d+)?\]")
 #: Asked for by SLURM_TIME_FORMAT: seconds since 1970, whatever the time zone.
 TIME_FORMAT = "%s"
 
@@ -91,7 +94,10 @@ def queue_rows(text: str, cluster: str) -> Iterator[Row]:
 
 
 def account_rows(text: str, cluster: str) -> Iterator[Row]:
-    """The rows of `sacct -n -P -X -D -o ACCOUNT_FORMAT`, oldest first: a requeued job has several."""
+    """The rows of `sacct -n -P -X -D -o ACCOUNT_FORMAT`, oldest first: a requeued job has several.
+
+    Tasks that never began are one row of sacct's, `7_[0-2,5%2]`; a row of a task's own wins.
+    """
     rows = []
     for line in text.splitlines():
         fields = line.split(SEPARATOR)
@@ -100,22 +106,21 @@ def account_rows(text: str, cluster: str) -> Iterator[Row]:
         number, state, status, reason, start, end, nodes, where, name = fields[:9]
         code, _, signal = status.partition(":")
         began = _seconds(start)
-        row = Row(
-            id=number,
-            cluster=where or cluster,
-            name=name,
-            fact=slurm_states.fact(
-                state,
-                reason=reason,
-                exit_code=int(code) if code.isdigit() else 0,
-                signal=int(signal) if signal.isdigit() else 0,
-                started_at=began,
-                ended_at=_seconds(end),
-                nodes="" if nodes == "None assigned" else nodes,
-            ),
+        fact = slurm_states.fact(
+            state,
+            reason=reason,
+            exit_code=int(code) if code.isdigit() else 0,
+            signal=int(signal) if signal.isdigit() else 0,
+            started_at=began,
+            ended_at=_seconds(end),
+            nodes="" if nodes == "None assigned" else nodes,
         )
-        rows.append((began or 0.0, row))
-    yield from (row for _, row in sorted(rows, key=lambda pair: pair[0]))
+        tasks = _TASKS.fullmatch(number)
+        ids = expand(tasks[1] + "]") if tasks else (number,)
+        for each in ids:
+            row = Row(id=each, cluster=where or cluster, name=name, fact=fact)
+            rows.append((began or 0.0, tasks is None, row))
+    yield from (row for *_, row in sorted(rows, key=lambda each: each[:2]))
 
 
 def _seconds(text: str) -> float | None:

@@ -58,6 +58,8 @@ class Commands:
             **clean_environment(),
             "LC_ALL": "C",
             "SLURM_TIME_FORMAT": TIME_FORMAT,
+            # sacct cuts a list of tasks after 64 characters otherwise.
+            "SLURM_BITSTR_LEN": "0",
         }
         started = time.monotonic()
         ran = self._run(argv, environment, None)

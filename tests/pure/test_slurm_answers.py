@@ -102,6 +102,21 @@ def test_the_tasks_of_an_array_are_told_apart() -> None:
     assert states == [S.COMPLETED, S.FAILED, S.RUNNING]
 
 
+def test_tasks_that_never_began_are_one_row_of_sacct() -> None:
+    """A task with a row of its own is told by that, wherever it stands."""
+    lines = [
+        ("7_0", "COMPLETED", "0:0", "None", "100", "200", "node1", "dev", "a.a"),
+        ("7_1", "CANCELLED by 0", "0:0", "None", "Unknown", "200", "None assigned", "dev", "a.a"),
+        ("7_[0-2,5,8-9%2]", "PENDING", "0:0", "None", "Unknown", "Unknown", "None assigned", "dev", "a.a"),
+        ("7_[3", "PENDING", "0:0", "None", "Unknown", "Unknown", "None assigned", "dev", "a.a"),
+    ]
+    rows = answers.account_rows("\n".join(map(SEPARATOR.join, lines)), "dev")
+    last = {row.id: row.fact.state for row in rows}
+    assert last.pop("7_[3") is S.PENDING
+    waiting = dict.fromkeys(("7_2", "7_5", "7_8", "7_9"), S.PENDING)
+    assert last == {"7_0": S.COMPLETED, "7_1": S.CANCELLED, **waiting}
+
+
 def test_names_of_other_jobs_do_no_harm() -> None:
     """One has a bar and a line break in its name and comment: what is no row is passed over."""
     text = (DATA / "queue.txt").read_text()

@@ -198,6 +198,31 @@ def test_accounting_remembers_what_the_controller_has_forgotten(
     assert accounted.again().find("a", "never") == {"a": refs}
 
 
+def test_accounting_tells_of_each_task_that_never_began(
+    slurm_with_accounting: Cluster, accounted: SlurmBench
+) -> None:
+    """sacct has one row for them, with a long list of tasks."""
+    cluster = slurm_with_accounting
+    cluster.run("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        refs = accounted.submit("a", *(accounted.task(f"t{number}", HOLD) for number in range(90)))
+        array, rest = refs[0].id.partition("_")[0], refs[::2]
+
+        def is_told(state: str) -> bool:
+            told = cluster.run("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", array)
+            return f"{array}_[" in told and state in told
+
+        accounted.until(lambda: is_told("PENDING"), "slurmdbd has been told of the array")
+        cluster.run("scancel", *(ref.id for ref in refs[1::2]))
+        cluster.run("scancel", array)
+        accounted.until(lambda: is_told("CANCELLED"), "slurmdbd has been told of its end")
+    finally:
+        cluster.run("scontrol", "update", "partitionname=main", "state=up")
+    cluster.forget()
+    facts = accounted.again().scheduler.poll(rest)
+    assert {facts[ref].state for ref in rest} == {S.CANCELLED}
+
+
 def test_a_database_that_is_away_says_nothing(slurm_with_accounting: Cluster, accounted: SlurmBench) -> None:
     """The controller has answered: that it knows the job no more stands."""
     (ref,) = accounted.submit("a", accounted.task("one", "true"))
