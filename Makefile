@@ -58,10 +58,10 @@ format: $(VENV)/dev.done  ## let ruff write
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.done  ## measure everything (an hour, on a quiet machine) and put the figures into docs/benchmarks.md
+bench: $(VENV)/bench.done  ## measure everything (an hour, on a quiet machine, as root) and put the figures into docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py
 
-bench-quick: $(VENV)/dev.done  ## try the benchmarks at small sizes; no figure is kept
+bench-quick: $(VENV)/bench.done  ## try the benchmarks at small sizes; no figure is kept
 	$(BIN)/python benchmarks/run.py --quick
 
 SEEDS ?= 10000
@@ -84,6 +84,10 @@ $(VENV)/core.done: pyproject.toml | $(VENV)/bin/python
 $(VENV)/dev.done: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/core.done
+
+$(VENV)/bench.done: $(VENV)/dev.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
