@@ -244,7 +244,8 @@ def launcher(slurm: Mapping[str, Any]) -> Launcher:
     """The launcher that a `slurm` section describes.
 
     `launcher_cmd` is taken as it stands (a list is quoted); `launcher_env_passthrough` adds `--env` flags
-    for the keys of `slurm.environment`, behind the subcommand of a container program, else at the end.
+    for the keys of `slurm.environment`, behind the subcommand of a container program, else at the end. A
+    bare `srun` gets none: it has no such option, and hands the whole environment on.
 
     Raises:
         ConfigError: a value that has no text, a name that no variable can have.
@@ -252,11 +253,14 @@ def launcher(slurm: Mapping[str, Any]) -> Launcher:
     prefix = _text(slurm.get("launcher_cmd"))
     names = list(slurm.get("environment") or {}) if slurm.get("launcher_env_passthrough") else []
     flags = " ".join(f'--env {shell.check_name(name)}="${name}"' for name in names)
+    container, srun = _CONTAINER.search(prefix), _SRUN.search(prefix)
+    if srun and not container:
+        flags = ""
     if flags and prefix:
-        prefix = _inserted(prefix, _CONTAINER.search(prefix), flags)
+        prefix = _inserted(prefix, container, flags)
+        srun = _SRUN.search(prefix)
     options = _srun_options(slurm)
     whole = prefix
-    srun = _SRUN.search(prefix)
     if options and srun:
         whole = prefix = _inserted(prefix, srun, options)
     elif options:

@@ -137,6 +137,16 @@ def test_a_file_of_variables_is_read_before_the_environment_that_refers_to_it(tm
             {"launcher_cmd": "/opt/apptainer exec --nv x.sif", "launcher_env_passthrough": True},
             '/opt/apptainer exec --env A="$A" --env B="$B" --nv x.sif',
         ),
+        (
+            {"launcher_cmd": "srun -l apptainer run x.sif", "launcher_env_passthrough": True},
+            'srun -l apptainer run --env A="$A" --env B="$B" x.sif',
+        ),
+        # srun(1) has no --env, and hands the environment on by itself.
+        ({"launcher_cmd": "srun -n 4", "launcher_env_passthrough": True}, "srun -n 4"),
+        (
+            {"launcher_cmd": "srun", "srun": {"ntasks": 2}, "launcher_env_passthrough": True},
+            "srun --ntasks=2",
+        ),
         ({"launcher_env_passthrough": True}, ""),
         (
             {"srun": {"cpu_bind": "a b", "n": 4, "exclusive": True, "x": None}},
