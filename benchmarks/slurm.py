@@ -274,7 +274,7 @@ def submit(points: int, singles: int) -> None:
 
 def poll(sizes: Sequence[int]) -> None:
     heads = ("accounting", "jobs", "which", "who asks", "calls")
-    table = Table(*heads, "turns", "CPU s", "commands", "ratio", "MB", "known", left=(10, 17, 15, 8, 18))
+    table = Table(*heads, "turns", "CPU s", "commands", "ratio", "MB", "known", left=(10, 17, 16, 8, 18))
     for accounting in ("no", "yes"):
         with bench(accounting) as it:
             for jobs in sizes:
