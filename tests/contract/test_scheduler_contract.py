@@ -203,6 +203,21 @@ with_nodes = pytest.mark.parametrize(
 
 
 @with_nodes
+def test_what_waits_of_an_array_is_changed_though_some_of_it_runs(bench: Bench) -> None:
+    """One call for all; that the running ones cannot be changed any more is no refusal."""
+    tasks = [bench.task(f"t{index}", HOLD) for index in range(3)]
+    nodes = sorted(bench.scheduler.eligible_nodes(tasks[0].script_path) or ())
+    refs = bench.scheduler.submit(Submission(token=bench.token("tok"), tasks=tasks, at_once=1))
+    bench.until(lambda: bench.fact(refs[0]).state is SchedulerState.RUNNING, "the first runs")
+    bench.scheduler.update(refs, {"exclude": nodes[:-1]})
+    bench.scheduler.cancel([refs[0]])
+    bench.until(lambda: bench.fact(refs[1]).state is SchedulerState.RUNNING, "the second runs")
+    assert bench.fact(refs[1]).nodes == nodes[-1]
+    with pytest.raises(SubmitRejected):
+        bench.scheduler.update(refs[:2], {"exclude": nodes[:1]})
+
+
+@with_nodes
 def test_an_excluded_node_is_not_given(bench: Bench) -> None:
     """Neither at submission nor, for what still waits, later; the running one keeps its node."""
     task = bench.task("one", HOLD)
