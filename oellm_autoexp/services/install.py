@@ -264,6 +264,9 @@ def _require_slurm(session: Session) -> None:
     if scheduler == LocalScheduler.__name__:
         what = "the jobs of this session are processes of this machine; those of a job would end with it"
         raise UsageError(what, hint="use --cron or --systemd")
+    if session.stopped:
+        what = "the session was stopped and stays so, so that the job would end at once"
+        raise UsageError(what, hint="lead it again first (`oellm-autoexp monitor`, then Ctrl-C)")
 
 
 def _account(session: Session) -> dict[str, str | bool]:

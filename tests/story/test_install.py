@@ -178,6 +178,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, 
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     failed = cli.within("daemon", "install", "kept.fake", "--in-job")
     assert failed.returncode == 3 and "squeue failed: not here" in failed.stderr
+    assert cli.within("daemon", "stop", "kept.fake").returncode == 0
+    stopped = cli.within("daemon", "install", "kept.fake", "--in-job")
+    assert stopped.returncode == 2 and "the session was stopped and stays so" in stopped.stderr
     assert traces(tmp_path) <= {path.name for path in (tmp_path / "home").rglob("kept*")}
 
 
