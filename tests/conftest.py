@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=marked)
 
 
-def _cluster(*, accounting: bool) -> Iterator[Cluster]:
+def _cluster(*, accounting: bool = False, nodes: int = 3, cpus: int = 8) -> Iterator[Cluster]:
     # A short path, for its sockets.
     directory = Path(tempfile.mkdtemp(prefix="autoexp-slurm."))
     cluster = Cluster(directory)
@@ -51,7 +51,7 @@ def _cluster(*, accounting: bool) -> Iterator[Cluster]:
     try:
         # Ended jobs are remembered for as long as a test may take.
         options = {"AccountingStorageEnforce": "associations,limits"} if accounting else {}
-        cluster.create(nodes=3, accounting=accounting, options=options, job_age_s=60)
+        cluster.create(nodes=nodes, cpus=cpus, accounting=accounting, options=options, job_age_s=60)
         yield cluster
     finally:
         if cluster.settings:
@@ -63,7 +63,12 @@ def _cluster(*, accounting: bool) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def _plain_cluster() -> Iterator[Cluster]:
-    yield from _cluster(accounting=False)
+    yield from _cluster()
+
+
+@pytest.fixture(scope="session")
+def _cluster_of_small_nodes() -> Iterator[Cluster]:
+    yield from _cluster(nodes=8, cpus=1)
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +96,11 @@ def slurm_with_accounting(
 ) -> Iterator[Cluster]:
     """The same with slurmdbd, so that sacct answers."""
     yield from _entered(_accounting_cluster, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def slurm_of_small_nodes(
+    _cluster_of_small_nodes: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Cluster]:
+    """A cluster of eight nodes, each of which has room for one job."""
+    yield from _entered(_cluster_of_small_nodes, monkeypatch, tmp_path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from commands import Cli, until
+from commands import PATIENCE_S, Cli, until
 from dev_slurm import Cluster
 
 from oellm_autoexp.config.sockets import SchedulerInterface
@@ -28,7 +28,9 @@ echo "$AUTOEXP_JOB_NAME $AUTOEXP_ATTEMPT" >> "$RAN"
 case $1-$AUTOEXP_ATTEMPT in
   crash-1) echo "RuntimeError: boom"; exit 3 ;;
   memory-1) exec python3 -c 'import time; held = bytearray(900_000_000); time.sleep(60)' ;;
-  hang-1 | node-1 | preempt-1 | long-1) sleep 300 & wait ;;
+  hang-1) sleep 300 & wait ;;
+  node-1 | preempt-1 | long-1) while :; do echo on; sleep 0.5; done ;;
+  preempt-2) exit 3 ;;
   wait*) while [ ! -e "$RAN.go" ]; do sleep 0.1; done ;;
 esac
 echo ALL DONE
@@ -36,7 +38,7 @@ echo ALL DONE
 CONFIG = """\
 project: {{name: real, base_output_dir: ./outputs}}
 backend: {{class_name: CommandBackend, command: [bash, {train}, "${{kind}}"], environment: {{RAN: {ran}}}}}
-slurm: {{array: {array}, sbatch: {{time: "{limit}"}}}}
+slurm: {{array: {array}, sbatch: {{time: "{limit}"{sbatch}}}}}
 sweep: {{axes: {{kind: [{kinds}]}}, name_template: "{{project}}_{{kind}}"}}
 monitoring:
   class_name: SlurmLogMonitor
@@ -45,7 +47,7 @@ monitoring:
   {more}
   log_signals: {{memory: {{pattern: 'exceeded memory limit', mode: crash.oom}}}}
 restart_policies:
-  crash: {{class_name: AlwaysRestartPolicy, max_retries: 2, backoff_seconds: 0}}
+  crash: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
   crash.oom: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
   crash.node_failure: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
   crash.lost: {{class_name: AlwaysRestartPolicy, max_retries: 1, backoff_seconds: 0}}
@@ -53,6 +55,15 @@ restart_policies:
   timeout: {{class_name: AdjustTimeLimitPolicy, minutes: 5}}
 scheduler: {{class_name: slurm, breaker: null, grace_seconds: 3, calls_per_second: 50, call_burst: 100}}
 """
+
+
+#: A partition whose jobs give way to those of the default one.
+PREEMPT = "partition: preempt"
+
+
+def preempt(slurm: Cluster, *where: str) -> None:
+    """Have a short job of higher rank take the place of those in `PREEMPT`."""
+    slurm.run("sbatch", "--output=/dev/null", "--wait", *where, "--wrap=true")
 
 
 class Sessions:
@@ -63,7 +74,9 @@ class Sessions:
         self.cli = Cli(root)
         (root / "train.sh").write_text(TRAIN)
 
-    def config(self, kinds: str, *, array: bool = True, limit: str = "00:10:00", more: str = "") -> None:
+    def config(
+        self, kinds: str, *, array: bool = True, limit: str = "00:10:00", more: str = "", sbatch: str = ""
+    ) -> None:
         text = CONFIG.format(
             train=self.root / "train.sh",
             ran=self.root / "ran",
@@ -71,6 +84,7 @@ class Sessions:
             array=str(array).lower(),
             limit=limit,
             more=more,
+            sbatch=f", {sbatch}" if sbatch else "",
         )
         (self.root / "sweep.yaml").write_text(text)
 
@@ -84,6 +98,11 @@ class Sessions:
         """Whether a job is seen to run."""
         return lambda: self.cli.states().get(job, ("", 0))[0] == "running"
 
+    def node(self, slurm: Cluster, job: str) -> str:
+        """Where Slurm runs a job."""
+        (number,) = (each["scheduler_id"] for each in self.cli.jobs() if each["name"] == job)
+        return slurm.run("squeue", "-h", "-o", "%N", "-j", number).strip()
+
     def ended_by(self) -> dict[str, tuple[str, list[str]]]:
         return {job["name"]: (job["state"], job["ended_by"]) for job in self.cli.jobs()}
 
@@ -93,38 +112,105 @@ def sessions(tmp_path: Path) -> Sessions:
     return Sessions(tmp_path)
 
 
-def test_a_sweep_ends_as_its_policies_say(slurm: Cluster, sessions: Sessions) -> None:
-    """One array in which one crashes, one uses too much memory, one hangs; only those are started again."""
-    sessions.config("fine, crash, memory, hang", more="inactivity_threshold_seconds: 4")
-    done = sessions.cli("submit", "sweep.yaml", "--yes")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_sweep_ends_as_its_policies_say(slurm_of_small_nodes: Cluster, sessions: Sessions) -> None:
+    """One array in which everything goes wrong that can; what did is started again, and nothing else."""
+    slurm = slurm_of_small_nodes
+    kinds = ("fine", "crash", "memory", "hang", "long", "node", "preempt")
+    sessions.config(
+        ", ".join(kinds), limit="00:00:30", more="inactivity_threshold_seconds: 8", sbatch=PREEMPT
+    )
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(sessions.runs("real_node"), "it runs")
+        node = sessions.node(slurm, "real_node")
+        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        until(sessions.runs("real_preempt"), "it runs")
+        preempt(slurm, f"--nodelist={sessions.node(slurm, 'real_preempt')}")
+        try:
+            assert leader.wait(PATIENCE_S) == 0
+        finally:
+            slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
     assert sessions.ended_by() == {
         "real_fine": ("succeeded", ["success"]),
         "real_crash": ("succeeded", ["crash", "success"]),
         "real_memory": ("succeeded", ["crash.oom", "success"]),
         "real_hang": ("succeeded", ["stall", "success"]),
+        "real_long": ("succeeded", ["timeout", "success"]),
+        "real_node": ("succeeded", ["crash.node_failure", "success"]),
+        # It crashes after it was preempted: the budget of crashes is as if nothing had been before.
+        "real_preempt": ("succeeded", ["preempted", "crash", "success"]),
     }
-    again = ["real_crash 2", "real_hang 2", "real_memory 2"]
-    first = ["real_crash 1", "real_fine 1", "real_hang 1", "real_memory 1"]
-    assert sessions.ran == sorted([*first, *again])
+    again = [f"real_{kind} 2" for kind in kinds if kind != "fine"]
+    assert sessions.ran == sorted([*(f"real_{kind} 1" for kind in kinds), *again, "real_preempt 3"])
     log = next((sessions.root / "outputs").rglob("*memory*1*.log"), None)
     assert log is not None and "exceeded memory limit" in log.read_text()
 
 
-def test_a_node_that_fails_is_left_out_of_the_restart(slurm: Cluster, sessions: Sessions) -> None:
-    """Its job starts again on another one; the job of a sound node runs on."""
-    sessions.config("node", array=False)
+@pytest.mark.parametrize("mode", ["cancel", "requeue"])
+def test_a_preempted_job_is_tried_again_and_charged_nothing(
+    slurm: Cluster, sessions: Sessions, mode: str
+) -> None:
+    """Whatever the partition does to whom it preempts; Slurm itself starts it no more."""
+    sessions.config("preempt", array=False, sbatch=PREEMPT)
+    slurm.run("scontrol", "update", "partitionname=preempt", f"preemptmode={mode}")
+    try:
+        with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+            until(sessions.runs("real_preempt"), "it runs")
+            preempt(slurm, "--nodes=3", "--exclusive")
+            assert leader.wait(PATIENCE_S) == 0
+    finally:
+        slurm.run("scontrol", "update", "partitionname=preempt", "preemptmode=requeue")
+    assert sessions.ended_by() == {"real_preempt": ("succeeded", ["preempted", "crash", "success"])}
+    assert sessions.ran == ["real_preempt 1", "real_preempt 2", "real_preempt 3"]
+
+
+def test_a_preempted_job_that_slurm_queues_again_is_the_same_attempt(
+    slurm: Cluster, sessions: Sessions
+) -> None:
+    """Where the config asks for it; no policy is asked."""
+    sessions.config("wait", array=False, sbatch=f"{PREEMPT}, requeue: true")
     with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
-        until(sessions.runs("real_node"), "it runs")
-        (job,) = sessions.cli.jobs()
-        node = slurm.run("squeue", "-h", "-o", "%N", "-j", job["scheduler_id"]).strip()
-        slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        until(lambda: sessions.ran == ["real_wait 1"], "its command runs")
+        preempt(slurm, "--nodes=3", "--exclusive")
+        until(lambda: sessions.ran == ["real_wait 1"] * 2, "its command runs again")
+        (sessions.root / "ran.go").touch()
+        assert leader.wait(PATIENCE_S) == 0
+    assert sessions.ended_by() == {"real_wait": ("succeeded", ["success"])}
+
+
+@pytest.mark.parametrize("what", ["", ".slurmd"])
+def test_a_node_that_fails_is_left_out_of_the_restart(
+    slurm_of_small_nodes: Cluster, sessions: Sessions, what: str
+) -> None:
+    """Without power, or only without its slurmd: then the lost copy runs on for a while beside the next."""
+    slurm = slurm_of_small_nodes
+    sessions.config("node, wait", array=False)
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(lambda: sessions.ran == ["real_node 1", "real_wait 1"], "their commands run")
+        until(sessions.runs("real_node"), "it is seen to run")
+        node = sessions.node(slurm, "real_node")
+        slurm.kill(f"{node}{what}")
         try:
-            assert leader.wait(120) == 0
+            until(lambda: sessions.cli.states()["real_node"] == ("succeeded", 2), "it runs elsewhere")
+            (sessions.root / "ran.go").touch()
+            assert leader.wait(PATIENCE_S) == 0
         finally:
-            slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-    assert sessions.ended_by() == {"real_node": ("succeeded", ["crash.node_failure", "success"])}
-    assert sessions.ran == ["real_node 1", "real_node 2"]
+            slurm.start(node)
+            slurm.wait_for_nodes()
+    assert sessions.ended_by()["real_node"] == ("succeeded", ["crash.node_failure", "success"])
+    assert sessions.ran == ["real_node 1", "real_node 2", "real_wait 1"]
+
+
+def test_a_controller_that_is_started_again_changes_nothing(slurm: Cluster, sessions: Sessions) -> None:
+    sessions.config("wait1, wait2, wait3", array=True)
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
+        until(lambda: {state for state, _ in sessions.cli.states().values()} == {"running"}, "all run")
+        slurm.kill("slurmctld", gently=True)
+        slurm.start("slurmctld")
+        slurm.wait_for_controller()
+        (sessions.root / "ran.go").touch()
+        assert leader.wait(PATIENCE_S) == 0
+    assert set(sessions.cli.states().values()) == {("succeeded", 1)}
+    assert sessions.ran == ["real_wait1 1", "real_wait2 1", "real_wait3 1"]
 
 
 def test_a_time_limit_is_followed_by_a_longer_one(slurm: Cluster, sessions: Sessions) -> None:
@@ -157,9 +243,7 @@ def test_what_others_cancel_stays_dead_and_what_they_requeue_goes_on(
 
 def test_what_slurm_starts_again_under_the_same_id_goes_on(slurm: Cluster, sessions: Sessions) -> None:
     """Where the config asks for it: the same attempt, told of as requeued; no policy is asked."""
-    sessions.config("wait", array=False)
-    path = sessions.root / "sweep.yaml"
-    path.write_text(path.read_text().replace("sbatch: {", "sbatch: {requeue: true, "))
+    sessions.config("wait", array=False, sbatch="requeue: true")
     with sessions.cli.leader("submit", "sweep.yaml", "--yes") as leader:
         until(sessions.runs("real_wait"), "it runs")
         until(lambda: sessions.ran == ["real_wait 1"], "its command runs")
