@@ -276,6 +276,35 @@ def test_while_the_controller_is_away_nothing_is_decided(slurm: Cluster, session
     assert sessions.ran == ["real_wait1 1", "real_wait2 1", "real_wait3 1"]
 
 
+def test_a_loop_in_a_job_goes_on_in_the_next_one(slurm: Cluster, sessions: Sessions) -> None:
+    """Told of its limit it ends, and its successor leads; where all is done, the last one is taken back."""
+    sessions.config("wait1, wait2", array=False)
+    one_at_a_time = ("-o", "scheduler.max_jobs=1")
+    with sessions.cli.leader("submit", "sweep.yaml", "--yes", *one_at_a_time) as leader:
+        until(sessions.runs("real_wait1"), "the first one runs")
+        leader.terminate()
+        assert leader.wait(PATIENCE_S) == 130
+
+    def led_by() -> str:
+        told = json.loads(sessions.cli.within("daemon", "status", "outputs", "--json").stdout)
+        return f"{told['host']} {told['pid']}" if told["state"] == "running" else ""
+
+    limits = ("--sbatch", "time=1", "--sbatch", "signal=B:TERM@10")
+    installed = sessions.cli.within("daemon", "install", "outputs", "--in-job", *limits)
+    assert installed.returncode == 0, installed.stderr
+    first = until(led_by, "a job leads")
+    assert first.startswith("node")
+    until(lambda: led_by() not in ("", first), "the next one leads")
+    assert sessions.cli.states() == {"real_wait1": ("running", 1), "real_wait2": ("waiting", 0)}
+    (sessions.root / "ran.go").touch()
+    until(lambda: not slurm.run("squeue", "-h"), "the session has come to its end, and so has the chain")
+    assert set(sessions.cli.states().values()) == {("succeeded", 1)}
+    assert sessions.ran == ["real_wait1 1", "real_wait2 1"]
+    chain = slurm.run("squeue", "-h", "-t", "all", "-o", "%j %T").splitlines()
+    ends = Counter(line.split()[1] for line in chain if line.startswith("real-"))
+    assert ends["COMPLETED"] == ends["CANCELLED"] == 1 and ends["FAILED"] >= 1, ends
+
+
 TASKS = 1000
 
 
