@@ -34,11 +34,18 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("slurm")]
     for item in marked:
-        # One worker has the cluster.
-        item.add_marker(pytest.mark.xdist_group("slurm"))
+        # One worker has a cluster, another one that with accounting: jobs of both wait most of the time.
+        item.add_marker(pytest.mark.xdist_group(_cluster_of(item)))
     if marked and not _wanted():
         items[:] = [item for item in items if item not in marked]
         config.hook.pytest_deselected(items=marked)
+
+
+def _cluster_of(item: pytest.Item) -> str:
+    used = [*getattr(item, "fixturenames", ())]
+    if hasattr(item, "callspec"):
+        used += item.callspec.params.values()
+    return "slurm_with_accounting" if "slurm_with_accounting" in used else "slurm"
 
 
 def _cluster(*, accounting: bool = False, nodes: int = 3, cpus: int = 8) -> Iterator[Cluster]:
