@@ -38,7 +38,8 @@ def table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
     out.add_column("reason, restarts", overflow="fold")
     for row in rows:
         loss = row["metrics"].get("loss")
-        why = "; ".join([*row["decisions"], row["reason"]]) if row["reason"] else "; ".join(row["decisions"])
+        waits = [views.behind(**row["successor"])] if row["successor"] else []
+        why = "; ".join([*row["decisions"], *([row["reason"]] if row["reason"] else []), *waits])
         out.add_row(
             row["name"],
             Text(row["state"], style=COLOURS[row["state"]]),

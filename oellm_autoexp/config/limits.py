@@ -34,6 +34,18 @@ class SchedulerLimits(ConfigInterface):
 
 @dataclass(kw_only=True)
 class ClusterLimits(SchedulerLimits):
-    """The same where there are nodes to choose from: `node_exclusion` says when one is left out."""
+    """The same where there are nodes to choose from: `node_exclusion` says when one is left out.
+
+    `successor`: while an attempt runs towards its time limit, the next one waits in the queue behind its end.
+    `successor_wait_seconds`: how long that one, once started, waits to be told to go; then it goes on by
+    itself if the time limit was what ended the one before.
+    """
 
     node_exclusion: NodeExclusion | None = field(default_factory=NodeExclusion)
+    successor: bool = False
+    successor_wait_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.successor_wait_seconds < 0:
+            raise ValueError(f"successor_wait_seconds cannot be negative, got {self.successor_wait_seconds}")

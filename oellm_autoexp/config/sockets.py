@@ -119,6 +119,8 @@ class Submission:
     exclude: Sequence[str] = ()
     #: At most so many tasks run at once; None: no bound. Only where `Capabilities.throttles`.
     at_once: int | None = None
+    #: The id of the job behind whose end they wait, however it ends (`Capabilities.successors`); "" for none.
+    after: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,8 @@ class Capabilities:
     poll_interval_s: float = 30.0
     #: Live attempts at once where the config names none; None: no bound.
     default_max_jobs: int | None = None
+    #: Whether a submission may wait in the queue behind the end of another job (`Submission.after`).
+    successors: bool = False
 
 
 @register_interface

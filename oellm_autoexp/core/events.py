@@ -232,6 +232,8 @@ class RestartScheduled(Event):
     #: False where this restart is free of budgets (preemption).
     charged: bool = True
     time_limit_s: int | None = None
+    #: The number of the attempt that waits in the queue already, and is to go on; 0: one is to be submitted.
+    successor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +263,8 @@ class SubmitRequested(Event):
     exclude: tuple[str, ...] = ()
     #: Of an array: at most so many of its tasks run at once (sbatch's `--array=…%K`); None: no bound.
     at_once: int | None = None
+    #: The scheduler's id of the live attempt behind whose end the one attempt is to wait; "" for none.
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +307,26 @@ class SubmitRefused(Event):
     permanent: bool
     retry_at: float = 0.0
     withdrawn: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuccessorDropped(Event):
+    """Intent: the attempt that waits behind the live one is never to begin."""
+
+    kind: ClassVar[str] = "successor_dropped"
+    job: str
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuccessorSettled(Event):
+    """Outcome: its claim was taken by the leader, so that it never runs; or, `begun`, it had one already."""
+
+    kind: ClassVar[str] = "successor_settled"
+    job: str
+    attempt: int
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 The wall time of a job is the time in which it was wanted: from its first submission until its verdict (or
 now). Each millisecond of it belongs to exactly one part:
 
-- *queue*: an attempt is asked for and does not run yet.
+- *queue*: an attempt is asked for and does not run yet. One that waits behind another counts from its end.
 - *start-up*: from the start of an attempt until its first progress.
 - *productive*: work that was kept.
 - *rolled back*: work that was not kept, or that repeats what had been done.
@@ -124,7 +124,7 @@ class Ledger:
             case ev.JobAdded():
                 spec = event.spec
                 self._accounts[spec.name] = Account(gpus=spec.resources.gpus, rules=spec.rules)
-            case ev.SubmitRequested():
+            case ev.SubmitRequested() if not event.after:
                 self._submissions[event.token] = event.jobs
                 for name, number in event.jobs:
                     self._accounts[name].submit(number, _ms(event.at))
@@ -144,7 +144,7 @@ class Ledger:
             case ev.CancelRequested() if mode_root(event.mode) == "stall":
                 self._silence(event)
             case ev.RestartScheduled():
-                self._accounts[event.job].waits = True
+                self._accounts[event.job].follow(event.successor, _ms(event.at))
             case ev.JobUpdated():
                 self._accounts[event.job].update(event.spec)
                 if event.again:

@@ -6,6 +6,7 @@ event is on disk, and its outcome comes back as another event.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -81,6 +82,8 @@ class Observation:
     #: This tick's answer of the scheduler about the live attempt; None: not asked, or no answer.
     fact: SchedulerFact | None = None
     exit: ExitRecord | None = None
+    #: The answer about the attempt that waits behind the live one.
+    successor: SchedulerFact | None = None
     #: The log has been read to its end, and the success command has answered, after the end was seen.
     drained: bool = False
     #: The success command (`termination_command`) holds.
@@ -447,7 +450,17 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
             return replace(job, state=JobState.RUNNING, attempts=attempts)
         case ev.AttemptRequeued():
             return _back(job, event)
+        case ev.SuccessorDropped() if job.successor is not None:
+            cancel = Cancel(why=event.why, by="successor", mode="cancelled", at=event.at)
+            return replace(job, successor=replace(job.successor, cancel=cancel))
+        case ev.SuccessorSettled() if job.successor is not None:
+            if event.begun:
+                return replace(job, successor=replace(job.successor, phase=Phase.RUNNING))
+            return replace(job, successor=None, successor_at=math.inf, withdrawn=event.attempt)
         case ev.ExclusionUpdated():
+            waits = job.successor
+            if waits is not None and waits.number == event.attempt:
+                return replace(job, successor=replace(waits, exclude=event.exclude))
             return replace(job, attempts=_changed(job, event.attempt, exclude=event.exclude))
         case ev.CanaryProved():
             return replace(job, proved=True)
@@ -540,6 +553,7 @@ def _again(job: Job) -> Job:
         time_limit_s=None,
         first_attempt=last.number + 1 if last else 1,
         proved=False,
+        successor_at=0.0,
     )
 
 
@@ -551,7 +565,7 @@ def _restart(job: Job, event: ev.RestartScheduled) -> Job:
     if event.charged:
         before = spent.get(event.entry, Spent())
         spent[event.entry] = Spent(total=before.total + 1, without_progress=before.without_progress + 1)
-    return replace(
+    job = replace(
         job,
         state=JobState.WAITING,
         spent=spent,
@@ -560,6 +574,23 @@ def _restart(job: Job, event: ev.RestartScheduled) -> Job:
         spec=job.next_spec or job.spec,
         next_spec=None,
         attempts=_with_decision(job, f"restart: {event.why}"),
+        successor_at=0.0,
+    )
+    if job.successor is None or job.successor.number != event.successor:
+        return job
+    waits = replace(job.successor, phase=Phase.ACCEPTED, cancel=None)
+    return begin(replace(job, successor=None), waits)
+
+
+def begin(job: Job, attempt: Attempt) -> Job:
+    """The job with one more attempt: what its log will say counts from the first line on."""
+    return replace(
+        job,
+        attempts=(*job.attempts, attempt),
+        state=JobState.SUBMITTED,
+        hold="",
+        cursors={file: cursor for file, cursor in job.cursors.items() if file != "log"},
+        matches={},
     )
 
 

@@ -270,6 +270,8 @@ class Attempt:
     requeues: int = 0
     #: Nodes that it is not to be given.
     exclude: tuple[str, ...] = ()
+    #: The scheduler's id of the attempt behind whose end it was queued; "" for none.
+    after: str = ""
     #: Nodes that its signals with an error mode name, the first few.
     named_nodes: tuple[str, ...] = ()
     cancel: Cancel | None = None
@@ -345,6 +347,11 @@ class Job:
     first_attempt: int = 1
     #: As a canary it has shown that it works.
     proved: bool = False
+    #: The attempt that waits in the queue behind the end of the live one; RUNNING: it has begun by itself.
+    #: Its `cancel` says why it is not to begin. It is one of `attempts` once that has ended.
+    successor: Attempt | None = None
+    #: Before this time no successor of the live attempt is asked for.
+    successor_at: float = 0.0
 
     @property
     def attempt(self) -> Attempt | None:
@@ -358,6 +365,19 @@ class Job:
             return None
         last = self.attempts[-1]
         return last if last.phase is not Phase.ENDED else None
+
+    def numbered(self, number: int) -> Attempt:
+        """The attempt of a number, be it the successor.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if self.successor is not None and self.successor.number == number:
+            return self.successor
+        for attempt in reversed(self.attempts):
+            if attempt.number == number:
+                return attempt
+        raise KeyError(number)
 
     @property
     def restarts(self) -> int:

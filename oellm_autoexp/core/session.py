@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.lifecycle import evolve
+from oellm_autoexp.core.lifecycle import begin, evolve
 from oellm_autoexp.core.model import Attempt, Job, JobState, Phase, mode_root
 from oellm_autoexp.core.nodes import NodeLedger
 from oellm_autoexp.core.quick import quick, replace
 
 #: A death within this time of the start is an early one (the default start-up grace).
 EARLY_S = 900.0
+#: A successor that was refused is asked for again this much later than an attempt would be.
+SUCCESSOR_AGAIN_S = 600.0
 
 
 @quick
@@ -31,6 +34,8 @@ class OpenSubmission:
     requested_at: float
     exclude: tuple[str, ...] = ()
     at_once: int | None = None
+    #: As of `SubmitRequested`.
+    after: str = ""
     spawned_at: float | None = None
 
 
@@ -195,6 +200,7 @@ class Session:
             requested_at=event.at,
             exclude=event.exclude,
             at_once=event.at_once,
+            after=event.after,
         )
         if event.at_once is not None:
             self.throttles[event.token] = Throttle(first=event.at_once, now=event.at_once)
@@ -209,25 +215,19 @@ class Session:
                 time_limit_s=limit,
                 log_path=job.spec.log_of(number),
                 exclude=event.exclude,
+                after=event.after,
             )
-            cursors = {file: cursor for file, cursor in job.cursors.items() if file != "log"}
-            self._set(
-                replace(
-                    job,
-                    attempts=(*job.attempts, attempt),
-                    state=JobState.SUBMITTED,
-                    hold="",
-                    cursors=cursors,
-                    matches={},
-                )
-            )
+            self._set(replace(job, successor=attempt) if event.after else begin(job, attempt))
 
     def _each(self, token: str) -> Iterable[tuple[Job, Attempt]]:
         for name, number in self.submissions[token].jobs:
             job = self.jobs[name]
-            yield job, next(attempt for attempt in job.attempts if attempt.number == number)
+            yield job, job.numbered(number)
 
     def _put(self, job: Job, attempt: Attempt) -> None:
+        if _waits_behind(job, attempt):
+            self._set(replace(job, successor=attempt))
+            return
         attempts = tuple(attempt if old.number == attempt.number else old for old in job.attempts)
         self._set(replace(job, attempts=attempts))
 
@@ -252,10 +252,14 @@ class Session:
         for job, attempt in list(self._each(event.token)):
             if event.withdrawn:
                 job = replace(job, withdrawn=attempt.number)
-            self._withdraw(job, attempt, not_before=event.retry_at, hold=event.reason)
+            again_at = math.inf if event.permanent and attempt.after else event.retry_at
+            self._withdraw(job, attempt, not_before=again_at, hold=event.reason)
         del self.submissions[event.token]
 
     def _withdraw(self, job: Job, attempt: Attempt, *, not_before: float, hold: str) -> None:
+        if _waits_behind(job, attempt):
+            self._set(replace(job, successor=None, successor_at=not_before + SUCCESSOR_AGAIN_S))
+            return
         attempts = tuple(old for old in job.attempts if old.number != attempt.number)
         self._set(replace(job, attempts=attempts, state=JobState.WAITING, not_before=not_before, hold=hold))
 
@@ -285,6 +289,10 @@ class Session:
         return not self.alive and not self.waiting
 
 
+def _waits_behind(job: Job, attempt: Attempt) -> bool:
+    return job.successor is not None and job.successor.number == attempt.number
+
+
 def _early(attempt: Attempt) -> bool:
     if attempt.started_at is None or attempt.ended_at is None:
         return False
@@ -310,13 +318,20 @@ def actions_of(job: Job, event: ev.SignalsFound) -> Iterable[ev.ActionRequested]
 # ---------------------------------------------------------------- across jobs
 
 
-def token_of(nonce: str, jobs: Sequence[tuple[str, int]], exclude: Sequence[str] = ()) -> str:
+def token_of(
+    nonce: str, jobs: Sequence[tuple[str, int]], exclude: Sequence[str] = (), after: str = ""
+) -> str:
     """The token of a submission: the same jobs and attempt numbers of a session give the same token.
 
-    One that is made again without the nodes for which it was refused is another: Slurm keeps a record of the
-    refused one under its name.
+    One that is made again without the nodes for which it was refused, or not behind another job any more, is
+    another: Slurm keeps a record of the refused one under its name.
     """
-    named = [nonce, [list(pair) for pair in jobs], *([list(exclude)] if exclude else [])]
+    named = [
+        nonce,
+        [list(pair) for pair in jobs],
+        *([list(exclude)] if exclude else []),
+        *([after] if after else []),
+    ]
     text = json.dumps(named, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -353,7 +368,7 @@ def admit(
         blocks = blocks[:1] if waited and not session.submissions else []
     out = []
     for block in blocks:
-        pairs = tuple((job.spec.name, _next_number(job)) for job in block)
+        pairs = tuple((job.spec.name, next_number(job)) for job in block)
         exclude = left_out(block)
         token = token_of(session.opened.nonce, pairs, exclude)
         out.append(ev.SubmitRequested(at=now, token=token, jobs=pairs, exclude=exclude, at_once=at_once))
@@ -423,6 +438,7 @@ def _blocks(jobs: Sequence[Job], size: int) -> list[list[Job]]:
     return [group[start : start + size] for group in alike.values() for start in range(0, len(group), size)]
 
 
-def _next_number(job: Job) -> int:
+def next_number(job: Job) -> int:
+    """The number of a job's next attempt."""
     last = job.attempts[-1].number if job.attempts else 0
     return max(last, job.withdrawn) + 1

@@ -138,6 +138,14 @@ class Account:
         self.stretches[-1].tries.append(Try(number=number, requested=at, gpus=self.gpus))
         self.waits = False
 
+    def follow(self, number: int, at: int) -> None:
+        """It was decided to try again, with the attempt `number` that is in the queue already (0: none)."""
+        last = self.latest
+        if number:
+            self.submit(number, at if last is None or last.ended is None else last.ended)
+        else:
+            self.waits = True
+
     def requeue(self, number: int, at: int) -> None:
         """The scheduler has taken an attempt that ran back into its queue, as if it were submitted now."""
         found = self.find(number)

@@ -61,6 +61,13 @@ class Exclusion:
         found = [each for each in self._left_out([job], decision.at) if each.node in mine]
         return replace(decision, why=f"{decision.why}; {left_out_in_words(found)}") if found else decision
 
+    def allows(self, job: Job, waits: Attempt, fact: SchedulerFact | None, now: float) -> bool:
+        """Whether an attempt that waits already may follow the end of a job's latest, as for its nodes."""
+        blames = self._rules is not None and any(
+            isinstance(event, ev.NodesSuspected) for event in after_end(job, fact, self._session.nodes, now)
+        )
+        return not blames and frozenset(self.of([job], now)) <= frozenset(waits.exclude)
+
     # ---- submissions
 
     def of(self, jobs: Sequence[Job], now: float) -> tuple[str, ...]:
@@ -105,17 +112,21 @@ class Exclusion:
     def update_queued(self, now: float) -> None:
         """Tell the scheduler where queued attempts must not start, since that has changed meanwhile."""
         jobs = self._session.jobs
-        queued = [name for name in self._session.alive if _is_queued(jobs[name].attempts[-1])]
+        queued = [
+            (name, attempt)
+            for name in self._session.alive
+            for attempt in (jobs[name].attempts[-1], jobs[name].successor)
+            if attempt is not None and _is_queued(attempt)
+        ]
         if not self.possible or not queued:
             return
         ledger = self._session.nodes
         excluded = ledger.excluded(now, self._rules)
         standing = excluded, frozenset(ledger.evidence)
         #: One call is for the tasks of one submission that are to leave out the same.
-        calls: dict[tuple[str, tuple[str, ...]], list[tuple[str, int]]] = {}
-        for name in queued:
+        calls: dict[tuple[str, tuple[str, ...]], list[tuple[str, Attempt]]] = {}
+        for name, attempt in queued:
             job = jobs[name]
-            attempt = job.attempts[-1]
             if attempt.exclude and attempt.pending_reason == BAD_CONSTRAINTS:
                 self._forgive(attempt.exclude, f"the scheduler says {BAD_CONSTRAINTS}", now)
             key = name, attempt.number
@@ -125,13 +136,13 @@ class Exclusion:
             may_differ = self._differs(attempt, excluded)
             wanted = self.of([job], now) if may_differ else ()
             if may_differ and self._differs(attempt, wanted):
-                calls.setdefault((attempt.token, wanted), []).append(key)
+                calls.setdefault((attempt.token, wanted), []).append((name, attempt))
             else:
                 self._looked_at[key] = standing
-        for (_, wanted), keys in list(calls.items())[:UPDATES]:
-            if not self._update(keys, wanted, now):
+        for (_, wanted), alike in list(calls.items())[:UPDATES]:
+            if not self._update(alike, wanted, now):
                 return
-            self._looked_at.update(dict.fromkeys(keys, standing))
+            self._looked_at.update({(name, attempt.number): standing for name, attempt in alike})
 
     def _differs(self, attempt: Attempt, wanted: Collection[str]) -> bool:
         """A node came to the list, or was forgiven. One whose score has only faded is not worth a call.
@@ -147,10 +158,9 @@ class Exclusion:
         ]
         return bool(gone) or not frozenset(wanted) <= frozenset(attempt.exclude)
 
-    def _update(self, keys: Sequence[tuple[str, int]], wanted: tuple[str, ...], now: float) -> bool:
-        """One call; whether it was answered."""
-        attempts = (self._session.jobs[name].attempts[-1] for name, _ in keys)
-        refs = [attempt.ref for attempt in attempts if attempt.ref is not None]
+    def _update(self, alike: Sequence[tuple[str, Attempt]], wanted: tuple[str, ...], now: float) -> bool:
+        """One call for attempts by their jobs; whether it was answered."""
+        refs = [attempt.ref for _, attempt in alike if attempt.ref is not None]
         update = partial(self._scheduler.update, refs, {"exclude": list(wanted)})
         try:
             self._effects.call("update", refs[0].id, update)
@@ -160,8 +170,8 @@ class Exclusion:
             if not _has_started(str(error)):
                 self._trouble("exclude", f"queued jobs may still get nodes that are left out: {error}")
             return True
-        for name, number in keys:
-            self._record(ev.ExclusionUpdated(at=now, job=name, attempt=number, exclude=wanted))
+        for name, attempt in alike:
+            self._record(ev.ExclusionUpdated(at=now, job=name, attempt=attempt.number, exclude=wanted))
         return True
 
 

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core import holds
+from oellm_autoexp.core import holds, successor
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.lifecycle import Gate, decide, follow
+from oellm_autoexp.core.lifecycle import Gate, Rules, follow
 from oellm_autoexp.core.model import Job, SchedulerFact, SchedulerRef
 from oellm_autoexp.core.session import Session, admit, rethrottle
 from oellm_autoexp.errors import LeadershipLost, SchedulerUnavailable, StateError
@@ -204,7 +204,12 @@ class Loop:
         was_undecided = undecided(job)
         seen = self._observer.observe(job, rules, facts, now, self.record, lambda key: self.session.jobs[key])
         job = self.session.jobs[name]
-        events = decide(job, seen, rules.lifecycle)
+        events = successor.decide(
+            job,
+            seen,
+            rules.lifecycle,
+            lambda after, waits: self._exclusion.allows(after, waits, seen.fact, now),
+        )
         if was_undecided and not events:
             events = (follow(job, rules.lifecycle, now),)
         for event in events:
@@ -250,6 +255,20 @@ class Loop:
             left_out=lambda block: self._exclusion.of(block, now),
         ):
             self.record(request)
+        if getattr(config, "successor", False) and self._scheduler.capabilities.successors:
+            for request in successor.wanted(
+                self.session,
+                now,
+                rules_of=self._rules_of_chain,
+                left_out=lambda block: self._exclusion.of(block, now),
+                submit_rate_limit_s=getattr(config, "submit_rate_limit_seconds", None),
+            ):
+                self.record(request)
+
+    def _rules_of_chain(self, job: Job) -> Rules | None:
+        """The rules of a job whose next attempt may wait in the queue; None if a condition lets it start."""
+        rules = self.rules_of(job.spec.rules)
+        return rules.lifecycle if rules.start is None else None
 
     def _prove_canaries(self, now: float) -> None:
         if self.session.blind:

@@ -111,8 +111,8 @@ class Observer:
             SchedulerUnavailable: no answer.
         """
         jobs = session.jobs
-        found = [jobs[name].attempts[-1].ref for name in session.alive]
-        refs = [ref for ref in found if ref is not None]
+        tries = [each for name in session.alive for each in (jobs[name].attempts[-1], jobs[name].successor)]
+        refs = [each.ref for each in tries if each is not None and each.ref is not None]
         try:
             return self._scheduler.poll(refs) if refs else {}
         except SchedulerUnavailable:
@@ -160,9 +160,11 @@ class Observer:
             complete = self._logs(job, attempt, rules, fact, now, ended, record)
             watch = self._watches[job.spec.name]
             quiet_s, still_s = watch.quiet_s, watch.still_s
+        waits = job.successor
         seen = Observation(
             now=now,
             fact=fact,
+            successor=facts.get(waits.ref) if waits is not None and waits.ref is not None else None,
             quiet_s=quiet_s,
             still_s=still_s,
             usual_s=rhythm.usual_s if rhythm is not None else None,

@@ -32,7 +32,15 @@ from oellm_autoexp.config.sockets import (
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core import symbols
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import JobState, Scalar, SchedulerFact, SchedulerRef, SchedulerState
+from oellm_autoexp.core.model import (
+    Attempt,
+    JobState,
+    Phase,
+    Scalar,
+    SchedulerFact,
+    SchedulerRef,
+    SchedulerState,
+)
 from oellm_autoexp.core.session import ActionState, OpenSubmission, Session
 from oellm_autoexp.errors import (
     AutoexpError,
@@ -106,6 +114,8 @@ class Performer:
         self._not_found: dict[str, float] = {}
         #: How many tasks of an array at once the scheduler was last told of.
         self._throttles: dict[str, int] = {}
+        #: The attempts that this process has told to begin.
+        self._told: set[tuple[str, int]] = set()
         self._running: dict[str, _Running] = {}
         self._posts: dict[str, Future[int]] = {}
         #: Files that cannot be appended to, and until when nobody tries: texts stay in their order.
@@ -114,10 +124,13 @@ class Performer:
     def perform(self, deadline: float) -> None:
         """Everything outstanding, until `deadline`; the rest waits for the next tick."""
         self._cancels()
+        self._let_go()
         self._recover()
+        self._drop_successors()
         self._exclusion.update_queued(self._clock())
         self._throttle()
-        for submission in list(self._session.submissions.values()):
+        # What is to run comes before what is to wait.
+        for submission in sorted(self._session.submissions.values(), key=lambda each: bool(each.after)):
             if self._clock() >= deadline:
                 break
             if submission.spawned_at is None:
@@ -138,7 +151,11 @@ class Performer:
         tasks = [self._task(name, number) for name, number in submission.jobs]
         try:
             whole = Submission(
-                token=token, tasks=tasks, exclude=submission.exclude, at_once=submission.at_once
+                token=token,
+                tasks=tasks,
+                exclude=submission.exclude,
+                at_once=submission.at_once,
+                after=submission.after,
             )
             refs = self._effects.call("submit", token, lambda: self._scheduler.submit(whole))
         except SubmitRejected as error:
@@ -175,28 +192,40 @@ class Performer:
 
     def _refuse(self, token: str, reason: str, *, permanent: bool) -> None:
         now = self._clock()
-        jobs = self._session.submissions[token].jobs
+        submission = self._session.submissions[token]
         retry_at = now + DEFER_S
-        if not permanent:
+        if submission.after:
+            self._trouble("successor", f"no attempt waits behind running ones: {reason}")
+        elif not permanent:
             self._trouble("submit", f"jobs wait to be submitted: {reason}")
         self._record(
             ev.SubmitRefused(at=now, token=token, reason=reason, permanent=permanent, retry_at=retry_at)
         )
-        if permanent:
+        if permanent and not submission.after:
             why = f"the scheduler refused it: {reason}"
-            for name, _ in jobs:
+            for name, _ in submission.jobs:
                 state = JobState.FAILED.value
                 self._record(ev.JobEnded(at=now, job=name, state=state, mode="crash.config", reason=why))
 
     def _task(self, name: str, number: int) -> Task:
         job = self._session.jobs[name]
-        attempt = job.attempts[-1]
+        attempt = job.numbered(number)
+        environment = {"AUTOEXP_ATTEMPT": str(number)}
+        if attempt.after:
+            config, rules = self._scheduler.config, self._rules_of(job.spec.rules).lifecycle
+            wait_s = getattr(config, "successor_wait_seconds", 600.0)
+            environment |= {
+                "AUTOEXP_AFTER_DIR": str(self._paths.attempt(name, job.attempts[-1].number)),
+                "AUTOEXP_AFTER_WAIT_S": f"{wait_s:g}",
+                # Where exit 0 alone is no success, only the log tells whether there is more to do.
+                "AUTOEXP_AFTER_ZERO": "" if rules.success_needs_signal else "1",
+            }
         return Task(
             name=name,
             script_path=job.spec.script_path,
             log_path=attempt.log_path,
             attempt_dir=str(self._paths.attempt(name, number)),
-            environment={"AUTOEXP_ATTEMPT": str(number)},
+            environment=environment,
             time_limit_s=attempt.time_limit_s,
             signal=job.spec.resources.signal,
         )
@@ -264,6 +293,64 @@ class Performer:
         if owner is None:
             raise ValueError(f"{guard_files.claim_file(attempt_dir)} cannot be read")
         return None if owner.scheduler_id == guard_files.WITHDRAWN else owner
+
+    # ---- what waits behind running attempts
+
+    def _let_go(self) -> None:
+        """Tell attempts that were queued behind others to begin. Told again, it means the same."""
+        for name in self._session.alive:
+            job = self._session.jobs[name]
+            attempt = job.attempts[-1]
+            key = name, attempt.number
+            if not attempt.after or attempt.ref is None or key in self._told:
+                continue
+            if attempt.cancel is not None or job.end_wish is not None:
+                continue
+            directory = self._paths.attempt(name, attempt.number)
+            try:
+                self._effects.mkdir(directory)
+                self._effects.write(guard_files.go_file(directory), b"go\n")
+            except OSError as error:
+                self._trouble("go", f"attempt {attempt.number} of {name} is not told to begin: {error}")
+            else:
+                self._told.add(key)
+
+    def _drop_successors(self) -> None:
+        """Take the claims of those that are not to begin, and then their places in the queue, in one call."""
+        settled: list[tuple[str, Attempt]] = []
+        for name in list(self._session.alive):
+            waits = self._session.jobs[name].successor
+            if waits is None or waits.cancel is None or waits.phase is Phase.RUNNING:
+                continue
+            submission = self._session.submissions.get(waits.token)
+            if submission is not None:
+                # Without an answer the look-up by its token decides.
+                if submission.spawned_at is None:
+                    now, why = self._clock(), waits.cancel.why
+                    self._record(
+                        ev.SubmitRefused(at=now, token=waits.token, reason=why, permanent=False, retry_at=now)
+                    )
+                continue
+            try:
+                owner = self._withdraw(self._paths.attempt(name, waits.number))
+            except (OSError, ValueError) as error:
+                self._trouble("successor", f"whether attempt {waits.number} of {name} runs: {error}")
+                continue
+            if owner is None:
+                settled.append((name, waits))
+            else:
+                now = self._clock()
+                self._record(ev.SuccessorSettled(at=now, job=name, attempt=waits.number, begun=True))
+        refs = [waits.ref for _, waits in settled if waits.ref is not None]
+        try:
+            if refs:
+                self._effects.call("cancel", refs[0].id, lambda: self._scheduler.cancel(refs))
+        except SchedulerUnavailable:
+            return
+        for name, waits in settled:
+            self._record(ev.SuccessorSettled(at=self._clock(), job=name, attempt=waits.number))
+
+    # ---- cancels
 
     def _cancels(self) -> None:
         """One call for all cancels that have not been sent since they were asked for."""

@@ -7,13 +7,18 @@ NFS too (link(2)): of two copies of an attempt one runs, the other exits 79. The
 higher restart count takes over with the next generation. A copy that the scheduler has lost (its node was cut
 off, say) ends when it sees the claim of a later start: of this attempt, or of one with a higher number.
 
+One that was queued behind another attempt (AUTOEXP_AFTER_DIR: the directory of that one) begins when it finds
+a file `go` in its own. Where nobody writes it for AUTOEXP_AFTER_WAIT_S, it begins by itself if the other one
+has left word that its time limit ended it (with exit status 0: only where AUTOEXP_AFTER_ZERO is set).
+
 Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID (else Slurm's), AUTOEXP_RESTART_COUNT (else
 Slurm's), AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60": sent that many seconds before the limit),
 AUTOEXP_LIMIT_KEPT_OUTSIDE (set: limit and signal are kept by the scheduler, where people may extend the
 limit), AUTOEXP_KILL_GRACE_S, AUTOEXP_HEARTBEAT_S, AUTOEXP_EXIT_RETRY_S.
 Writes claim.N.json, start.N.json, heartbeat.N, exit.N.json (N: the generation). A guard that is killed
 leaves no exit.N.json, and its command dies with it.
-Exits with the command's status (128 + signal); 78: the attempt could not be claimed, nothing was run;
+Exits with the command's status (128 + signal); 78: the attempt could not be claimed, or nobody let it begin:
+nothing was run;
 79: another copy has it.
 """
 
@@ -42,6 +47,10 @@ EARLY_S = 5.0
 LATE_S = 120.0
 #: What a command leaves running gets this long between SIGTERM and SIGKILL, at most.
 LEFT_BEHIND_S = 5.0
+#: The scheduler id in a claim that keeps an attempt from ever running.
+WITHDRAWN = "withdrawn"
+#: How often one that waits to be told to begin looks, in seconds.
+LOOK_S = 1.0
 # prctl(2)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -221,6 +230,33 @@ def claim(directory, me):
         remove(temp)
 
 
+def is_withdrawn(path):
+    """Whether a claim is one that nobody runs by; one that cannot be read is not."""
+    try:
+        with open(path) as file:
+            return json.load(file)["scheduler_id"] == WITHDRAWN
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def ended_by_limit(directory, zero):
+    """Whether the attempt of a directory has left word that its time limit ended it; `zero`: also with 0."""
+    newest = {"claim": -1, "exit": -1}
+    try:
+        for name in os.listdir(directory):
+            kind, _, rest = name.partition(".")
+            number = rest.partition(".")[0]
+            if kind in newest and rest == number + ".json" and number.isdigit():
+                newest[kind] = max(newest[kind], int(number))
+        if newest["exit"] < max(0, newest["claim"]):
+            return False
+        with open(os.path.join(directory, "exit.%d.json" % newest["exit"])) as file:
+            record = json.load(file)
+        return record["cause"] == "timeout" and (zero or record["exit_code"] != 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -329,6 +365,8 @@ class Guard:
 
     def run(self, argv):
         """Claim, run, record; the status to exit with. Raises OSError or ValueError where it cannot claim."""
+        if not self.may_begin():
+            return EXIT_CLAIM_FAILED
         generation = claim(self.directory, self.me)
         if generation is None:
             return EXIT_CLAIM_LOST
@@ -338,6 +376,8 @@ class Guard:
         env = dict(self.env, AUTOEXP_CLAIMED="1", AUTOEXP_GENERATION=str(generation))
         if not env.get("PYTHONUNBUFFERED"):
             env["PYTHONUNBUFFERED"] = "1"
+        for name in ("AUTOEXP_AFTER_DIR", "AUTOEXP_AFTER_WAIT_S", "AUTOEXP_AFTER_ZERO"):
+            env.pop(name, None)
         # What sbatch was told to hand on is not what srun(1) shall hand on: the script has set more.
         env.pop("SLURM_EXPORT_ENV", None)
         if self.limit is not None:
@@ -353,6 +393,31 @@ class Guard:
         self.end_the_rest()
         self.record(code, started_at)
         return EXIT_CLAIM_LOST if self.cause == "superseded" else code
+
+    def may_begin(self):
+        """Wait for the word, where this attempt was queued behind another; whether it may make its claim."""
+        before = self.env.get("AUTOEXP_AFTER_DIR")
+        if not before:
+            return True
+        begun = time.monotonic()
+        give_up = begun + (seconds(self.env, "AUTOEXP_AFTER_WAIT_S", 600.0) or 0.0)
+        told = (self.path("go"), claim_path(self.directory, 0))
+        while not any(os.path.exists(path) for path in told):
+            left = give_up - time.monotonic()
+            if left <= 0:
+                if ended_by_limit(before, bool(self.env.get("AUTOEXP_AFTER_ZERO"))):
+                    say("nobody leads the session; the attempt before ended by its time limit: going on")
+                    break
+                say("nobody has told this attempt to begin, and the one before did not end by its time limit")
+                return False
+            got = signal.sigtimedwait(WATCHED, min(LOOK_S, left))
+            if got is not None and got.si_signo in ENDING:
+                say("ended before it was told to begin")
+                return False
+        if self.limit is not None:
+            # The scheduler counts from the start of the job.
+            self.limit = max(1.0, self.limit - (time.monotonic() - begun))
+        return True
 
     def start(self, argv, env, started_at):
         """Start the command. It is on record before it runs: should the guard be killed, it can be found."""
@@ -409,7 +474,8 @@ class Guard:
         except OSError:
             return False
         later = [name for name in names if name.isdigit() and int(name) > int(own)]
-        return any(os.path.exists(claim_path(os.path.join(parent, name), 0)) for name in later)
+        claims = [claim_path(os.path.join(parent, name), 0) for name in later]
+        return any(os.path.exists(path) and not is_withdrawn(path) for path in claims)
 
     def next_event(self, started, next_beat):
         times = [next_beat]

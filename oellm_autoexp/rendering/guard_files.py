@@ -76,6 +76,11 @@ def claim_file(attempt_dir: Path) -> Path:
     return attempt_dir / "claim.0.json"
 
 
+def go_file(attempt_dir: Path) -> Path:
+    """What tells an attempt that was queued behind another to begin."""
+    return attempt_dir / "go"
+
+
 def read_start(attempt_dir: Path) -> Start | None:
     """The newest process that was about to run the command; it may be of an earlier generation.
 

@@ -177,6 +177,8 @@ class SlurmClient(SchedulerInterface):
             find_grace_s=grace_s,
             gone_grace_s=grace_s,
             poll_interval_s=self._interval_s,
+            # An id means nothing on another cluster, and which one takes a job is not known before.
+            successors=not config.clusters,
         )
 
     # ---- submit

@@ -37,6 +37,9 @@ EXPORTED = (
     "AUTOEXP_LIMIT_KEPT_OUTSIDE",
     "AUTOEXP_SIGNAL",
     "AUTOEXP_TIME_LIMIT_S",
+    "AUTOEXP_AFTER_DIR",
+    "AUTOEXP_AFTER_WAIT_S",
+    "AUTOEXP_AFTER_ZERO",
 )
 
 
@@ -243,6 +246,9 @@ def submission_options(submission: Submission, script: str) -> list[str]:
     if submission.exclude:
         # This option would replace that of the script.
         options.append(f"--exclude={joined(given.get('exclude', ''), submission.exclude)}")
+    if submission.after:
+        # It takes the place of what the script depends on, which the job before has waited for.
+        options.append(f"--dependency=afterany:{submission.after}")
     if "comment" not in given:
         options.append(f"--comment={submission.token}")
     if given.keys().isdisjoint(("requeue", "no-requeue")):

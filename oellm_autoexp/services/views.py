@@ -41,6 +41,16 @@ def _queued(attempt: Attempt | None) -> str:
     return explained(attempt.pending_reason) if attempt is not None else ""
 
 
+def behind(number: int, scheduler_id: str) -> str:
+    """That an attempt waits behind the end of the live one."""
+    return f"attempt {number} waits in the queue behind it ({scheduler_id})"
+
+
+def _successor(job: Job) -> dict[str, Any] | None:
+    waits = job.successor
+    return {"number": waits.number, "scheduler_id": waits.ref.id} if waits and waits.ref else None
+
+
 def _row(job: Job, paths: SessionPaths, actions: Mapping[str, Counts], now: float) -> dict[str, Any]:
     attempt = job.attempt
     ran = [_ran(past, now) for past in job.attempts]
@@ -52,6 +62,7 @@ def _row(job: Job, paths: SessionPaths, actions: Mapping[str, Counts], now: floa
         "error_mode": job.mode,
         "reason": job.reason or job.hold or _queued(attempt),
         "scheduler_id": attempt.ref.id if attempt and attempt.ref else None,
+        "successor": _successor(job),
         "parameters": dict(job.spec.parameters),
         "output_dir": job.spec.output_dir,
         "log_path": attempt.log_path if attempt else job.spec.log_of(1),
@@ -122,7 +133,7 @@ def columns(row: Mapping[str, Any], wanted: Sequence[str]) -> list[Scalar]:
 def timeline(events: Sequence[ev.Event], session: Session, job: Job) -> list[tuple[float, str]]:
     """What happened to a job and why, in the order of time."""
     name = job.spec.name
-    submitted = {attempt.token: attempt for attempt in job.attempts}
+    submitted = {attempt.token: attempt for attempt in _tries(job)}
     out: list[tuple[float, bool, str]] = []
     for event in events:
         text = _submission(event, submitted) if isinstance(event, ev.SubmitAccepted) else ""
@@ -140,11 +151,15 @@ def timeline(events: Sequence[ev.Event], session: Session, job: Job) -> list[tup
     return [(at, text) for at, _, text in sorted(out, key=lambda item: item[:2])]
 
 
+def _tries(job: Job) -> tuple[Attempt, ...]:
+    return (*job.attempts, job.successor) if job.successor is not None else job.attempts
+
+
 def by_job(events: Iterable[ev.Event], session: Session) -> dict[str, list[ev.Event]]:
     """The events that `timeline` tells of each job, sorted once for all of them."""
     owners: dict[str, list[str]] = {}
     for job in session.jobs.values():
-        for attempt in job.attempts:
+        for attempt in _tries(job):
             owners.setdefault(attempt.token, []).append(job.spec.name)
     out: dict[str, list[ev.Event]] = {name: [] for name in session.jobs}
     for event in events:
@@ -203,6 +218,8 @@ def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, lis
     ]
     if attempt is not None and attempt.alive and attempt.cancel is not None:
         done.append(f"attempt {attempt.number} is being cancelled: {attempt.cancel.why}")
+    if job.successor is not None and job.successor.ref is not None:
+        done.append(behind(job.successor.number, job.successor.ref.id))
     carried = [state for state in session.actions.values() if state.request.job == name]
     failed = [state.request for state in carried if state.ended is not None and not state.ended.ok]
     if carried:
@@ -236,7 +253,8 @@ def _submission(event: ev.SubmitAccepted, submitted: Mapping[str, Attempt]) -> s
         return ""
     how = "found again by its token" if event.adopted else "submitted"
     shown = ", ".join(attempt.exclude[:MANY]) + (", …" if len(attempt.exclude) > MANY else "")
-    return f"attempt {attempt.number} {how}: {attempt.ref.id}" + (f", not on {shown}" if shown else "")
+    waits = f", to wait in the queue behind {attempt.after}" if attempt.after else ""
+    return f"attempt {attempt.number} {how}: {attempt.ref.id}{waits}" + (f", not on {shown}" if shown else "")
 
 
 def is_routine(event: ev.Event) -> bool:
@@ -263,7 +281,8 @@ def told(event: ev.Event) -> str:
         case ev.CancelRequested():
             return f"attempt {event.attempt} is to be cancelled by {event.by}: {event.why}"
         case ev.RestartScheduled():
-            return f"{event.why}  [policy for {event.entry}]"
+            waited = f", with attempt {event.successor}, which waited in the queue" if event.successor else ""
+            return f"{event.why}{waited}  [policy for {event.entry}]"
         case ev.JobEnded():
             return f"{event.state}: {event.reason}" + (f"  [{event.by}]" if event.by else "")
         case ev.JobHeld():
@@ -287,6 +306,11 @@ def _told_rarely(event: ev.Event) -> str:
         case ev.AttemptRequeued():
             count = f"restart {event.requeues} of this id"
             return f"attempt {event.attempt} was taken back by the scheduler, to start again ({count})"
+        case ev.SuccessorDropped():
+            return f"attempt {event.attempt}, which waits behind it, is not to begin: {event.why}"
+        case ev.SuccessorSettled():
+            what = "had begun by itself" if event.begun else "is out of the queue, and never begins"
+            return f"attempt {event.attempt} {what}"
         case ev.NodesSuspected():
             shown = ", ".join(event.nodes[:MANY]) + (", …" if len(event.nodes) > MANY else "")
             share = " each, for one of them may be to blame" if event.share and len(event.nodes) > 1 else ""

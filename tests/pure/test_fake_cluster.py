@@ -50,13 +50,13 @@ def test_an_end_has_the_words_of_slurm(
     assert world.word(job) == word
 
 
-def test_a_timeout_comes_after_the_limit_and_the_guard_sees_sigterm() -> None:
-    """Slurm looks only now and then; the exit record says that the end came from outside."""
+def test_a_timeout_comes_after_the_limit_and_the_guard_says_so() -> None:
+    """Slurm looks only now and then; the exit record says that it was the limit, which the guard knows."""
     world = FakeWorld(jobs=[LONG], cluster={"over_time": 30})
     job = world.one(time_limit=600.0)
     world.to(DAY)
     record = json.loads(world.memory.files["/attempts/one/1/exit.0.json"])
-    assert (record["exit_code"], record["cause"]) == (143, "signal:TERM")
+    assert (record["exit_code"], record["cause"]) == (143, "timeout")
     assert job.started_at is not None and job.ended_at is not None
     assert 630 <= job.ended_at - job.started_at <= 640
     assert "DUE TO TIME LIMIT" in world.memory.logs["/logs/one.1"]

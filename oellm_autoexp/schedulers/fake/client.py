@@ -33,6 +33,7 @@ from oellm_autoexp.errors import (
     SubmitUnclear,
     UsageError,
 )
+from oellm_autoexp.rendering import guard_files
 from oellm_autoexp.schedulers import slurm_states, slurm_text
 from oellm_autoexp.schedulers.fake import eligibility
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
@@ -123,6 +124,7 @@ class FakeSlurmClient(SchedulerInterface):
             find_grace_s=2 * self.scenario.pace,
             gone_grace_s=2 * self.scenario.pace,
             poll_interval_s=self.scenario.pace,
+            successors=True,
         )
 
     def render(self, request: ScriptRequest) -> str:
@@ -218,11 +220,20 @@ class FakeSlurmClient(SchedulerInterface):
             hint = "`status` shows what goes on for ever; `horizon` in the scenario allows more"
             raise HorizonReached(what, where=str(self._path.parent.parent), hint=hint)
         try:
+            self._pass_words_on()
             self._ask_for(until=until)
         except OSError as error:
             raise StateError(error.strerror or str(error), where=str(error.filename or self._path)) from error
         cluster.advance(until)
         self._flush()
+
+    def _pass_words_on(self) -> None:
+        """Guards that wait to be told to begin look for the word; when they find it, the history keeps."""
+        for directory in self.played.awaiting_word:
+            withdrawn = self._files.withdrawn(directory)
+            if withdrawn or guard_files.go_file(Path(directory)).exists():
+                self._ask_for(word=directory, withdrawn=withdrawn)
+                self.played.word(directory, withdrawn=withdrawn)
 
     def _flush(self) -> None:
         try:
@@ -240,7 +251,7 @@ class FakeSlurmClient(SchedulerInterface):
 
     def submit(self, submission: Submission) -> Sequence[SchedulerRef]:
         self.calls["sbatch"] += 1
-        requests = [_request(task, submission.exclude, self.played.now) for task in submission.tasks]
+        requests = [_request(task, submission, self.played.now) for task in submission.tasks]
         try:
             bound = {} if submission.at_once is None else {"at_once": submission.at_once}
             jobs = [asdict(request) for request in requests]
@@ -391,6 +402,8 @@ def _apply(cluster: FakeCluster, record: Mapping[str, Any]) -> None:
             cluster.throttle(record["throttle"], record["at_once"])
         elif "exclude" in record:
             cluster.exclude(record["exclude"], record["nodes"])
+        elif "word" in record:
+            cluster.word(record["word"], withdrawn=record["withdrawn"])
         elif "fault" in record:
             cluster.befall(ClusterFault(**record["fault"]))
     except (SchedulerUnavailable, SubmitRejected, SubmitDeferred, SubmitUnclear):
@@ -427,7 +440,7 @@ def _fact(job: FakeJob) -> SchedulerFact:
     )
 
 
-def _request(task: Task, exclude: Sequence[str], now: float) -> JobRequest:
+def _request(task: Task, submission: Submission, now: float) -> JobRequest:
     """What sbatch makes of a task: the directives of its script, and what is given beside it.
 
     Raises:
@@ -460,8 +473,11 @@ def _request(task: Task, exclude: Sequence[str], now: float) -> JobRequest:
         time_limit=limit,
         partition=options.get("partition", ""),
         requeue=True if "requeue" in options else False if "no-requeue" in options else None,
-        exclude=tuple(sorted({*exclude, *own_exclude})),
+        exclude=tuple(sorted({*submission.exclude, *own_exclude})),
         own_exclude=own_exclude,
-        dependency=options.get("dependency", ""),
+        dependency=f"afterany:{submission.after}" if submission.after else options.get("dependency", ""),
+        after_dir=task.environment.get("AUTOEXP_AFTER_DIR", ""),
+        after_wait=float(task.environment.get("AUTOEXP_AFTER_WAIT_S", "0")),
+        after_zero=bool(task.environment.get("AUTOEXP_AFTER_ZERO")),
         deadline=deadline,
     )

@@ -254,6 +254,15 @@ class FakeCluster:
         """A fault beside those of the scenario, now."""
         self._faults.happen(fault)
 
+    @property
+    def awaiting_word(self) -> list[str]:
+        """The directories of the attempts whose guards wait to be told to begin."""
+        return self._execution.awaiting_word
+
+    def word(self, attempt_dir: str, *, withdrawn: bool) -> None:
+        """The guards of an attempt find that they are to begin, or never to."""
+        self._execution.word(attempt_dir, withdrawn=withdrawn)
+
     def tell(self, fault: ClusterFault, node: str = "", job: str = "") -> None:
         """Keep that a fault has happened."""
         what = Befallen(at=self.now, kind=fault.kind, name=fault.name or fault.kind, node=node, job=job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from oellm_autoexp.core.verdict import EXIT_CLAIM_LOST
+from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED, EXIT_CLAIM_LOST
 from oellm_autoexp.schedulers.fake.queue import FakeJob
 from oellm_autoexp.schedulers.fake.run import (
     KILLED,
@@ -40,6 +40,7 @@ class Execution:
         #: The latest start of each job that has a claim, by the directory of its attempts.
         self._latest: dict[str, Run] = {}
         self._begun: list[Run] = []
+        self._waiting: list[Run] = []
 
     @property
     def running(self) -> list[Run]:
@@ -47,8 +48,39 @@ class Execution:
         self._begun = [run for run in self._begun if run.alive]
         return self._begun
 
+    @property
+    def awaiting_word(self) -> list[str]:
+        """The directories of the attempts whose guards wait to be told to begin."""
+        self._waiting = [run for run in self._waiting if run.alive and run.waits]
+        return list(dict.fromkeys(run.request.attempt_dir for run in self._waiting))
+
+    def word(self, attempt_dir: str, *, withdrawn: bool) -> None:
+        """The guards of an attempt find that they are to begin, or never to."""
+        for run in self._waiting:
+            if run.alive and run.waits and run.request.attempt_dir == attempt_dir and run.paused is None:
+                run.waits = False
+                if withdrawn:
+                    self._turned_away(run, "nobody")
+                else:
+                    self._claims(run)
+
+    def _wait_over(self, run: Run) -> None:
+        """Nobody has told it anything."""
+        if not run.alive or not run.waits:
+            return
+        if run.paused is not None:
+            self._cluster.at(self._cluster.now + run.request.after_wait, self._wait_over, run)
+            return
+        run.waits = False
+        before = self._owners.get(run.request.after_dir)
+        code = before.recorded if before is not None and before.cause == "timeout" else None
+        if code is not None and (code or run.request.after_zero):
+            self._claims(run)
+        else:
+            self._exits(run, EXIT_CLAIM_FAILED, False)
+
     def begin(self, job: FakeJob) -> bool:
-        """Run the guard of a job on its nodes; whether it may run the command."""
+        """Run the guard of a job on its nodes; whether it may run the command, now or later."""
         cluster, request = self._cluster, job.request
         scenario = cluster.scenario
         play = scenario.play_of(request.name)
@@ -57,6 +89,7 @@ class Execution:
         stream = scenario.stream("run", request.name, request.attempt, job.restarts)
         run = job.run = Run(
             job=job.id,
+            token=job.token,
             request=request,
             play=play,
             restarts=job.restarts,
@@ -67,14 +100,29 @@ class Execution:
             total=total,
             work=work,
         )
+        if request.after_dir and request.attempt_dir not in self._owners:
+            # That it is to go, or never to, it is told: then the history has it.
+            run.waits = True
+            self._waiting.append(run)
+            cluster.at(cluster.now + request.after_wait, self._wait_over, run)
+            return True
+        return self._claims(run)
+
+    def _turned_away(self, run: Run, who: str) -> None:
+        said = f"autoexp guard: attempt is owned by {who}; this copy ends\n"
+        self._files.append(run.request.log_path, said)
+        self._cluster.at(self._cluster.now, self._exits, run, EXIT_CLAIM_LOST, False)
+
+    def _claims(self, run: Run) -> bool:
+        """The guard makes its claim; whether the command runs."""
+        cluster, request = self._cluster, run.request
         owner = self._owners.get(request.attempt_dir)
-        other = owner is not None and (owner.job != job.id or owner.restarts >= job.restarts)
-        if other or (owner is None and self._files.withdrawn(request.attempt_dir)):
-            who = f"{owner.job} on {owner.nodes[0]}" if owner is not None else "nobody"
-            said = f"autoexp guard: attempt is owned by {who}; this copy ends\n"
-            self._files.append(request.log_path, said)
-            cluster.at(cluster.now, self._exits, run, EXIT_CLAIM_LOST, False)
+        other = owner is not None and (owner.job != run.job or owner.restarts >= run.restarts)
+        given_up = owner is None and not request.after_dir and self._files.withdrawn(request.attempt_dir)
+        if other or given_up:
+            self._turned_away(run, f"{owner.job} on {owner.nodes[0]}" if owner is not None else "nobody")
             return False
+        run.claimed, run.started_at = True, cluster.now
         if owner is not None:
             run.generation = owner.generation + 1
         attempts = request.attempt_dir.rpartition("/")[0]
@@ -83,8 +131,8 @@ class Execution:
             cluster.at(cluster.now + HEARTBEAT_S, self._superseded, before)
         self._owners[request.attempt_dir] = self._latest[attempts] = run
         self._begun.append(run)
-        self._files.write(run.path("claim"), run.claim_text(job.token))
-        self._files.write(run.path("start"), run.start_text(job.token))
+        self._files.write(run.path("claim"), run.claim_text(run.token))
+        self._files.write(run.path("start"), run.start_text(run.token))
         self._plan(run)
         return True
 
@@ -136,7 +184,14 @@ class Execution:
     def stop(self, run: Run, order: str) -> None:
         """SIGTERM; SIGKILL to what has not ended after `kill_wait`."""
         cluster, play = self._cluster, run.play
-        run.order, run.cause, run.next = order, "signal:TERM", None
+        if run.waits:
+            run.waits, run.order = False, order
+            self._exits(run, EXIT_CLAIM_FAILED, False)
+            return
+        # Where the guard knows the limit, its own comes first.
+        limited = order == "timeout" and run.request.time_limit is not None
+        cause = "timeout" if limited else "signal:TERM"
+        run.order, run.cause, run.next = order, cause, None
         run.work, run.working = run.work_at(cluster.now), False
         wait = cluster.scenario.cluster.kill_wait
         takes = play.stop_takes + (play.checkpoint_takes if play.saves_when_stopped else 0.0)
@@ -160,6 +215,7 @@ class Execution:
         if not run.alive:
             return
         run.alive, run.working, run.next = False, False, None
-        if not killed and code != EXIT_CLAIM_LOST:
+        if not killed and run.claimed:
+            run.recorded = code
             self._files.write(run.path("exit"), run.exit_text(code, self._cluster.now))
         self._cluster.heard(run, code, killed, oom)

@@ -55,6 +55,10 @@ class JobRequest:
     dependency: str = ""
     #: It is not begun where it could not end before; UTC epoch seconds.
     deadline: float | None = None
+    #: What the guard is told of the attempt that it was queued behind: AUTOEXP_AFTER_DIR, _WAIT_S, _ZERO.
+    after_dir: str = ""
+    after_wait: float = 0.0
+    after_zero: bool = False
 
 
 class Kind(Enum):
@@ -87,6 +91,7 @@ class Run:
     """A process of a job: what it has done, and how it is being ended."""
 
     job: str
+    token: str
     request: JobRequest
     play: Play
     restarts: int
@@ -100,8 +105,12 @@ class Run:
     since: float = 0.0
     working: bool = False
     alive: bool = True
-    #: What the guard will write as the cause of the end.
+    #: The guard waits to be told to begin, or has made its claim and runs the command.
+    waits: bool = False
+    claimed: bool = False
+    #: What the guard will write as the cause of the end; with which status it has.
     cause: str = "exit"
+    recorded: int | None = None
     #: Why the scheduler ends it: "cancel", "timeout", "preempt", "requeue"; "" for not.
     order: str = ""
     #: The node died, or the scheduler gave it up: nobody hears of its end.
