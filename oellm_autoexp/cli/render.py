@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oellm_autoexp.services.views import duration
+from oellm_autoexp.services.views import behind, duration
 
 COLOURS = {
     "succeeded": "green",
@@ -38,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
     out.add_column("reason, restarts", overflow="fold")
     for row in rows:
         loss = row["metrics"].get("loss")
-        waits = [views.behind(**row["successor"])] if row["successor"] else []
+        waits = [behind(**row["successor"])] if row["successor"] else []
         why = "; ".join([*row["decisions"], *([row["reason"]] if row["reason"] else []), *waits])
         out.add_row(
             row["name"],

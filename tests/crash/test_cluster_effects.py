@@ -47,9 +47,23 @@ NODES: Plan = {
     130.0: lambda played: befall(played, "requeue", job="unwanted"),
     200.0: lambda played: played.drop("cancel", "unwanted"),
 }
+CHAIN: Plan = {
+    0.0: lambda _played: None,
+    100.0: lambda played: befall(played, "lost_answer"),
+    330.0: lambda played: befall(played, "outage", lasts=40.0),
+    400.0: lambda played: played.drop("cancel", "unwanted"),
+}
 SETUPS = {
     "array": (ARRAY, scenario(max_array_size=10, accounting=True)),
     "nodes": (NODES, scenario(max_array_size=1, accounting=False, requeue=False, slurmd_timeout=20.0)),
+    "chain": (CHAIN, scenario(max_array_size=1, accounting=False)),
+}
+#: Of each: the time limit, how long what waits behind another attempt waits for the word, and for how long
+#: nobody leads after a death.
+HABITS: dict[str, tuple[int | None, float | None, float]] = {
+    "array": (None, None, 5.0),
+    "nodes": (None, None, 5.0),
+    "chain": (120, 30.0, 200.0),
 }
 
 
@@ -62,7 +76,18 @@ def play(name: str, fatal: Fatal) -> int:
             "crash": {"class_name": "AlwaysRestartPolicy", "max_retries": 1, "backoff_seconds": 5}
         },
     }
-    setup = Setup(jobs=list(ENDS), rules=rules, scenario=told, pace=20.0, stride=40.0)
+    limit, wait, away = HABITS[name]
+    if wait is not None:
+        rules["monitoring"] = {**RULES["monitoring"], "startup_grace_seconds": 10}
+    setup = Setup(
+        jobs=list(ENDS),
+        rules=rules,
+        scenario=told,
+        time_limit=limit,
+        successor_wait=wait,
+        pace=20.0,
+        stride=40.0,
+    )
     with stage(setup) as played:
         fatal._now = lambda: played.client.played.now
         start, left, killed = played.client.played.now, dict(plan), 0
@@ -80,7 +105,7 @@ def play(name: str, fatal: Fatal) -> int:
             except Killed:
                 killed += 1
                 played.bury()
-                played.pass_time(5.0)
+                played.pass_time(away)
         assert not left
         played.audit.look_at_the_journal()
         played.audit.at_the_end()

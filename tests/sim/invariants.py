@@ -57,6 +57,10 @@ class Audit:
         self._numbers: dict[str, set[int]] = {}
         self._allowed: Counter[str] = Counter()
         self._charged: Counter[tuple[str, str]] = Counter()
+        #: What waits behind other attempts, and is no attempt of its job yet; what has run; what never may.
+        self._waiting: set[tuple[str, int]] = set()
+        self._ran: set[tuple[str, int]] = set()
+        self._never: set[tuple[str, int]] = set()
         self._ended_actions: Counter[str] = Counter()
         #: Byte offsets of the lines that the pattern finds in the log of an attempt, when it was concluded.
         self.occurrences: dict[tuple[str, int], list[int]] = {}
@@ -86,7 +90,11 @@ class Audit:
         """
         running: dict[str, Run] = {}
         for run in sorted(self._cluster.running, key=lambda run: run.started_at):
-            self._try(run.request.name, run.request.attempt)
+            pair = run.request.name, run.request.attempt
+            self._ran.add(pair)
+            assert pair not in self._never, f"1: {_shown(run)} runs, which was never to begin"
+            if pair not in self._waiting:
+                self._try(*pair)
             before = running.get(run.request.name)
             running[run.request.name] = run
             if before is None:
@@ -110,6 +118,7 @@ class Audit:
         self._nothing_on_unknown(event)
         self._within_budgets(event)
         self._an_action_ends_once(event)
+        self._what_is_dropped_never_ran(event)
         self._a_verdict_stays(event)
         if isinstance(event, ev.AttemptEnded):
             self._note_occurrences(event)
@@ -168,19 +177,33 @@ class Audit:
                     if job == event.job and self._limits.get(entry, {}).get("refilled_by_progress"):
                         self._charged[job, entry] = 0
             self._charged[key] += event.charged
+            if event.successor:
+                self._waiting.discard((event.job, event.successor))
+                self._try(event.job, event.successor)
             limit = self._limits.get(event.entry, {}).get("max_retries")
             assert limit is None or self._charged[key] <= limit, f"4: restart {self._charged[key]}: {event}"
         elif isinstance(event, ev.SubmitRequested):
             for name, number in event.jobs:
-                self._try(name, number)
+                if event.after:
+                    self._waiting.add((name, number))
+                else:
+                    self._try(name, number)
         elif isinstance(event, ev.SubmitRefused):
             for name, number in self.session.submissions[event.token].jobs:
                 self._numbers[name].discard(number)
+                self._waiting.discard((name, number))
 
     def _try(self, name: str, number: int) -> None:
         numbers = self._numbers.setdefault(name, set())
         numbers.add(number)
         assert len(numbers) <= self._allowed[name], f"4: {name} is tried {len(numbers)} times"
+
+    def _what_is_dropped_never_ran(self, event: ev.Event) -> None:
+        """1: what waited behind an attempt, and was given up, neither has run nor ever does."""
+        if isinstance(event, ev.SuccessorSettled) and not event.begun:
+            pair = event.job, event.attempt
+            self._never.add(pair)
+            assert pair not in self._ran, f"1: {event}, but it has run"
 
     def _an_action_ends_once(self, event: ev.Event) -> None:
         """5: each signal occurrence leads to exactly one action attempt that completes."""

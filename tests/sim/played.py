@@ -53,6 +53,8 @@ class Setup:
     breaker: int | None = 3
     canary: int = 0
     time_limit: int | None = None
+    #: How long what is queued behind another attempt waits for the word; None: nothing is.
+    successor_wait: float | None = None
     pace: float = 20.0
     stride: float = 60.0
     #: As `submit --fake`: actions and conditions are only played, and not every job is looked at.
@@ -74,6 +76,7 @@ class Watched(SchedulerInterface):
             find_grace_s=2 * pace,
             gone_grace_s=2 * pace,
             poll_interval_s=pace,
+            successors=client.capabilities.successors,
         )
 
     def render(self, request: ScriptRequest) -> str:
@@ -137,7 +140,11 @@ class Played:
         told = {**self.setup.scenario, "pace": 1e-3, "stride": 1e-3}
         scenario.write_text(json.dumps(told))
         config = FakeSlurmClientConfig(
-            scenario=str(scenario), max_jobs=self.setup.max_jobs, breaker=self.setup.breaker
+            scenario=str(scenario),
+            max_jobs=self.setup.max_jobs,
+            breaker=self.setup.breaker,
+            successor=self.setup.successor_wait is not None,
+            successor_wait_seconds=self.setup.successor_wait or 0.0,
         )
         self.client = FakeSlurmClient(config, effects=Effects(durable=False), state_dir=self.root / "cluster")
         self.client.longest_s = self.setup.stride

@@ -105,6 +105,7 @@ def setup_of(rng: Random) -> Setup:
         stride=max(pace, rng.choice([20.0, 60.0])),
         rehearsal=rng.random() < 0.3,
         canary=rng.choice([0, 0, 0, 1, 2]),
+        successor_wait=rng.choice([None, None, 0.0, 100.0, 600.0]),
     )
 
 
