@@ -402,7 +402,11 @@ class Guard:
         begun = time.monotonic()
         give_up = begun + (seconds(self.env, "AUTOEXP_AFTER_WAIT_S", 600.0) or 0.0)
         told = (self.path("go"), claim_path(self.directory, 0))
+        said = False
         while not any(os.path.exists(path) for path in told):
+            if not said:
+                say("the attempt before this one has ended; waiting to be told to begin")
+                said = True
             left = give_up - time.monotonic()
             if left <= 0:
                 if ended_by_limit(before, bool(self.env.get("AUTOEXP_AFTER_ZERO"))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import random
 import re
@@ -506,3 +507,98 @@ def test_it_runs_on_the_pythons_that_are_here(guards: Guards, python: str) -> No
     process.terminate()
     assert end(process)[0] == 7
     assert guards.exit is not None and guards.exit.cause == "signal:TERM"
+
+
+# ---------------------------------------------------------------- queued behind another attempt
+
+
+@pytest.fixture
+def behind(guards: Guards) -> dict[str, object]:
+    """The variables of an attempt behind another one, whose directory is empty; nobody says a word."""
+    return {"AUTOEXP_AFTER_DIR": guards.dir.parent / "before", "AUTOEXP_AFTER_WAIT_S": 0}
+
+
+def left_word(behind: dict[str, object], code: int, cause: str, generation: int = 0) -> None:
+    directory = Path(str(behind["AUTOEXP_AFTER_DIR"]))
+    directory.mkdir(exist_ok=True)
+    record = {"exit_code": code, "cause": cause, "started_at": 1.0, "ended_at": 2.0}
+    (directory / f"exit.{generation}.json").write_text(json.dumps(record))
+
+
+def test_what_is_queued_behind_another_attempt_waits_for_the_word(
+    guards: Guards, behind: dict[str, object]
+) -> None:
+    """Until then nothing is claimed; the command is told nothing of it."""
+    behind["AUTOEXP_AFTER_WAIT_S"] = 600
+    process = guards.bash("env | grep AUTOEXP_AFTER; echo began", AUTOEXP_TIME_LIMIT_S=1000, **behind)
+    assert process.stderr is not None
+    assert "waiting to be told to begin" in process.stderr.readline()
+    assert not guards.dir.exists()
+    guards.dir.mkdir()
+    (guards.dir / "go").touch()
+    assert end(process)[:2] == (0, "began\n")
+    assert guards.exit is not None
+
+
+@pytest.mark.parametrize(
+    ("word", "zero", "begins"),
+    [
+        (None, "1", False),
+        ((143, "timeout"), "", True),
+        ((0, "timeout"), "1", True),
+        ((0, "timeout"), "", False),
+        ((0, "exit"), "1", False),
+        ((1, "exit"), "1", False),
+        ((143, "signal:TERM"), "1", False),
+    ],
+)
+def test_told_nothing_it_begins_only_behind_a_time_limit(
+    guards: Guards, behind: dict[str, object], word: tuple[int, str] | None, zero: str, begins: bool
+) -> None:
+    """An exit with 0 may have been a success of which only the log tells."""
+    if word is not None:
+        left_word(behind, *word)
+    code, out, _ = end(guards.bash("echo began", AUTOEXP_AFTER_ZERO=zero, **behind))
+    assert (code, out) == ((0, "began\n") if begins else (78, ""))
+    assert guards.dir.exists() == begins
+
+
+def test_the_word_of_an_earlier_start_means_nothing(guards: Guards, behind: dict[str, object]) -> None:
+    """The attempt before has been started again since, and has not ended."""
+    left_word(behind, 143, "timeout")
+    directory = Path(str(behind["AUTOEXP_AFTER_DIR"]))
+    for generation in (0, 1):
+        (directory / f"claim.{generation}.json").write_text("{}")
+    assert end(guards.bash("echo began", **behind))[:2] == (78, "")
+    left_word(behind, 143, "timeout", generation=1)
+    assert end(guards.bash("echo began", **behind))[:2] == (0, "began\n")
+
+
+def test_what_was_given_up_never_begins(guards: Guards, behind: dict[str, object]) -> None:
+    """The leader has its claim: whatever the attempt before has left."""
+    left_word(behind, 143, "timeout")
+    guards.dir.mkdir()
+    guard_files.claim_file(guards.dir).write_bytes(guard_files.withdrawal("login1"))
+    assert end(guards.bash("echo began", **behind))[:2] == (79, "")
+
+
+def test_a_signal_ends_the_wait(guards: Guards, behind: dict[str, object]) -> None:
+    """A cancel while it waits: nothing is run or claimed."""
+    behind["AUTOEXP_AFTER_WAIT_S"] = 600
+    process = guards.bash("echo began", **behind)
+    assert process.stderr is not None and process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[:2] == (78, "")
+    assert not guards.dir.exists()
+
+
+def test_an_attempt_runs_on_where_a_later_one_is_given_up(tmp_path: Path) -> None:
+    """A claim that nobody runs by is no later start."""
+    directory = tmp_path / "job"
+    for number in (1, 2):
+        (directory / str(number)).mkdir(parents=True)
+    guard_files.claim_file(directory / "2").write_bytes(guard_files.withdrawal("login1"))
+    watching = guard.Guard(str(directory / "1"), {})
+    assert not watching.has_successor()
+    guard_files.claim_file(directory / "2").write_text('{"scheduler_id": "12"}')
+    assert watching.has_successor()

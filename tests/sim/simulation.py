@@ -88,7 +88,7 @@ def setup_of(rng: Random) -> Setup:
     if habits["max_submit_jobs"] is not None:
         habits["max_array_size"] = min(habits["max_array_size"], habits["max_submit_jobs"])
     pace = rng.choice([5.0, 20.0, 50.0])
-    return Setup(
+    setup = Setup(
         jobs=names,
         rules=rules,
         scenario={
@@ -107,6 +107,11 @@ def setup_of(rng: Random) -> Setup:
         canary=rng.choice([0, 0, 0, 1, 2]),
         successor_wait=rng.choice([None, None, 0.0, 100.0, 600.0]),
     )
+    if setup.successor_wait is not None:
+        # Chains, which are what these are for.
+        setup.time_limit = rng.choice([5 * 60, 20 * 60])
+        rules.get("restart_policies", {}).pop("timeout", None)
+    return setup
 
 
 def _play(rng: Random, name: str) -> dict[str, Any]:
