@@ -1,9 +1,9 @@
 """Write histories for later versions to read: `python tests/sim/histories.py tests/data/histories/VERSION`.
 
-VERSION is a journal of two leaders, the first of which dies; VERSION-cluster is one of a sweep on the fake
-cluster that meets all the rest of what a journal can say. Beside each stands what it adds up to. Hosts,
-processes, paths in them are made up. A version that changes the form of records, or has new kinds of them,
-adds a history and keeps the older ones.
+VERSION is a journal of two leaders, the first of which dies; VERSION-chain is one of attempts that wait
+behind others; VERSION-cluster is one of a sweep on the fake cluster that meets all the rest of what a journal
+can say. Beside each stands what it adds up to. Hosts, processes, paths in them are made up. A version that
+changes the form of records, or has new kinds of them, adds a history and keeps the older ones.
 """
 
 from __future__ import annotations
@@ -178,6 +178,22 @@ def swept() -> Played:
     return played
 
 
+def chained() -> Played:
+    """A chain of time limits; what waits behind the last segment never begins."""
+    saves = {"work": 200, "startup": 5, "checkpoint_every": 60, "checkpoint_takes": 5, "stop_takes": 1}
+    setup = Setup(
+        jobs=["chain"],
+        rules={"monitoring": {"class_name": "SlurmLogMonitor", "startup_grace_seconds": 10}},
+        scenario={"cluster": {"nodes": 2}, "jobs": [{"match": "chain", **saves}]},
+        time_limit=150,
+        successor_wait=60.0,
+    )
+    ROOT.mkdir()
+    played = Played(ROOT, setup)
+    played.run(played.submit())
+    return played
+
+
 def main(target: Path) -> None:
     """Write the journals and their sums."""
     made_up = Leader(host="login1", boot_id="boot", pid=1000, pid_start="1", started_at=1000.0)
@@ -190,6 +206,10 @@ def main(target: Path) -> None:
         told = {event.kind for event in stage.events}
         write(target, stage.paths, stage.replayed())
         shutil.rmtree(ROOT)
+        chain = chained()
+        write(target.with_name(f"{target.name}-chain"), chain.paths, chain.audit.session)
+        shutil.rmtree(ROOT)
+        told |= {event.kind for event in chain.audit.events}
         sweep = swept()
         write(target.with_name(f"{target.name}-cluster"), sweep.paths, sweep.audit.session)
         shutil.rmtree(ROOT)
