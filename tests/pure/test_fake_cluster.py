@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
-from oellm_autoexp.schedulers.fake.queue import NO_NODES
+from oellm_autoexp.schedulers.fake.queue import NO_NODES, FakeJob
 from oellm_autoexp.schedulers.fake.scenario import Symptom
 
 SHORT = {"work": 0, "startup": 1}
@@ -528,3 +528,60 @@ def test_the_same_seed_gives_the_same_bytes_however_time_is_cut(
     assert [one.word(job) for job in one.cluster.jobs.values()] == [
         two.word(job) for job in two.cluster.jobs.values()
     ]
+
+
+# ---------------------------------------------------------------- queued behind another attempt
+
+
+def queued_behind(time_limit: float = 600.0, **request: Any) -> tuple[FakeWorld, FakeJob]:
+    """An attempt with a time limit, and another behind it."""
+    world = FakeWorld(jobs=[LONG], cluster={"min_job_age": "9d"})
+    first = world.one(time_limit=time_limit)
+    given = {"after_dir": first.request.attempt_dir, "after_wait": 100.0, **request}
+    return world, world.one(attempt=2, dependency=f"afterany:{first.id}", time_limit=600.0, **given)
+
+
+def begun_by(world: FakeWorld) -> set[int]:
+    return {run.request.attempt for run in world.cluster.running}
+
+
+def test_what_is_queued_behind_another_attempt_begins_at_the_word() -> None:
+    """It has its nodes, and its command does not run before."""
+    world, second = queued_behind()
+    world.to(700)
+    assert second.state == "RUNNING" and begun_by(world) == set()
+    assert world.cluster.awaiting_word == [second.request.attempt_dir]
+    world.cluster.word(second.request.attempt_dir, withdrawn=False)
+    assert begun_by(world) == {2} and world.cluster.awaiting_word == []
+
+
+def test_what_is_given_up_while_it_waits_never_begins() -> None:
+    """It loses the claim, like any other copy."""
+    world, second = queued_behind()
+    world.to(700)
+    world.cluster.word(second.request.attempt_dir, withdrawn=True)
+    world.to(DAY)
+    assert world.word(second) == ("FAILED", "NonZeroExitCode", "79:0")
+    assert "/attempts/one/2/claim.0.json" not in world.memory.files
+
+
+@pytest.mark.parametrize(("time_limit", "begins"), [(600.0, True), (2 * DAY, False)])
+def test_told_nothing_it_begins_behind_a_time_limit_only(time_limit: float, begins: bool) -> None:
+    """The guard reads the exit record of the one before."""
+    world, second = queued_behind(time_limit)
+    if not begins:
+        world.to(300)
+        world.cluster.cancel(["1"])
+    world.to(time_limit + 200 if begins else 900)
+    assert begun_by(world) == ({2} if begins else set())
+    assert world.word(second)[2] == ("0:0" if begins else "78:0")
+
+
+def test_a_cancel_ends_the_wait_for_the_word() -> None:
+    """Nothing is written of an attempt that has not begun."""
+    world, second = queued_behind()
+    world.to(700)
+    world.cluster.cancel([second.id])
+    world.to(DAY)
+    assert second.state == "CANCELLED" and begun_by(world) == set()
+    assert not [path for path in world.memory.files if path.startswith("/attempts/one/2/")]

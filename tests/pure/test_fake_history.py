@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,31 @@ def test_the_directives_of_a_script_count_as_for_sbatch(
     made.submit(Submission(token="t", tasks=[job]))
     (played,) = made.played.jobs.values()
     assert {name: getattr(played.request, name) for name in expected} == expected
+
+
+def test_when_a_word_was_found_is_part_of_the_history(tmp_path: Path) -> None:
+    """The file is there at once when the cluster is played again, and the command begins no sooner."""
+    made = client(tmp_path)
+    made.submit(Submission(token="a", tasks=[task(tmp_path, "a")]))
+    made.clock.wait(60.0)
+    directory = tmp_path / "attempts" / "b" / "1"
+    environment = {
+        "AUTOEXP_AFTER_DIR": str(tmp_path / "attempts" / "a" / "1"),
+        "AUTOEXP_AFTER_WAIT_S": "86400",
+    }
+    behind = replace(task(tmp_path, "b"), environment=environment)
+    (ref,) = made.submit(Submission(token="b", tasks=[behind], after="1"))
+    made.cancel(list(made.find(["a"])["a"]))
+    while made.poll([ref])[ref].state is not SchedulerState.RUNNING:
+        made.clock.wait(60.0)
+    for _ in range(3):
+        made.clock.wait(60.0)
+    assert not directory.exists()
+    directory.mkdir(parents=True)
+    (directory / "go").touch()
+    made.clock.wait(60.0)
+    start = (directory / "start.0.json").read_text()
+    again = client(tmp_path)
+    again.clock.wait(60.0)
+    (run,) = again.played.running
+    assert run.start_text("b") == start
