@@ -76,8 +76,11 @@ class Bench(ABC):
         """The token that stands for a name: one cluster remembers the tests before."""
         return name
 
-    def submit(self, name: str, *tasks: Task, exclude: Sequence[str] = ()) -> Sequence[SchedulerRef]:
-        return self.scheduler.submit(Submission(token=self.token(name), tasks=tasks, exclude=exclude))
+    def submit(
+        self, name: str, *tasks: Task, exclude: Sequence[str] = (), after: str = ""
+    ) -> Sequence[SchedulerRef]:
+        whole = Submission(token=self.token(name), tasks=tasks, exclude=exclude, after=after)
+        return self.scheduler.submit(whole)
 
     def find(self, *names: str) -> Mapping[str, Sequence[SchedulerRef]]:
         """What is found under the tokens of some names, by name."""

@@ -195,6 +195,23 @@ def test_cancelling_what_is_over_or_unknown_does_nothing(bench: Bench) -> None:
     assert bench.fact(ref) == before
 
 
+# ---------------------------------------------------------------- behind another
+
+
+def test_what_waits_behind_another_begins_after_its_end_however_it_ends(bench: Bench) -> None:
+    """Behind one task of several where there are arrays; a scheduler without queue says that it cannot."""
+    if not bench.scheduler.capabilities.successors:
+        assert not hasattr(bench.scheduler.config, "successor")
+        return
+    first, *_ = bench.submit("tok", bench.task("one", HOLD), bench.task("two", "true"))
+    (second,) = bench.submit("next", bench.task("three", "true"), after=first.id)
+    bench.until(lambda: bench.fact(first).state is SchedulerState.RUNNING, "the first runs")
+    bench.until(lambda: "Dependency" in bench.fact(second).reason, "the second waits for it")
+    bench.scheduler.cancel([first])
+    assert bench.ended(second).state is SchedulerState.COMPLETED
+    assert bench.fact(first).state is SchedulerState.CANCELLED
+
+
 # ---------------------------------------------------------------- nodes
 
 with_nodes = pytest.mark.parametrize(

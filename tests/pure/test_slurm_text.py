@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
+from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.errors import ConfigError
-from oellm_autoexp.schedulers.slurm_text import directives, left_until_deadline, options_of_shell
+from oellm_autoexp.schedulers.slurm_text import (
+    directives,
+    left_until_deadline,
+    options_of_shell,
+    submission_options,
+)
 
 
 def test_options_become_directives_and_overrides_win() -> None:
@@ -82,3 +88,13 @@ def test_what_a_shell_would_have_sbatch_do_is_named() -> None:
         "SBATCH_MEM_PER_NODE": "--mem=4G",
         "SBATCH_TIMELIMIT": "--time=1:00",
     }
+
+
+def test_what_waits_behind_another_job_depends_on_its_end_alone() -> None:
+    """The option takes the place of the script's, which the job before has waited for."""
+    script = "#!/bin/bash\n#SBATCH --dependency=afterok:7\n"
+    tasks = (Task(name="a", script_path="s", log_path="l", attempt_dir="d"),)
+    behind = submission_options(Submission(token="t", tasks=tasks, after="12_3"), script)
+    assert "--dependency=afterany:12_3" in behind
+    plain = submission_options(Submission(token="t", tasks=tasks), script)
+    assert not any(option.startswith("--dependency") for option in plain)
