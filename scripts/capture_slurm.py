@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dev_slurm import Cluster, wait_until
 
-from oellm_autoexp.schedulers.slurm_answers import ACCOUNT_FORMAT, QUEUE_FORMAT, SEPARATOR, TIME_FORMAT
+from oellm_autoexp.schedulers.slurm.answers import ACCOUNT_FORMAT, QUEUE_FORMAT, SEPARATOR, TIME_FORMAT
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = "sleep 600"

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.admission import token_of
 from oellm_autoexp.core.model import Job, JobSpec, SchedulerRef
 from oellm_autoexp.core.reconcile import opening
-from oellm_autoexp.core.session import Session, token_of
+from oellm_autoexp.core.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core import lifecycle
+from oellm_autoexp.core.admission import next_number, token_of
 from oellm_autoexp.core.lifecycle import Observation, Rules, evolve, evolve_all, follow
 from oellm_autoexp.core.model import Attempt, Job, JobSpec, JobState, Phase
 from oellm_autoexp.core.quick import replace
-from oellm_autoexp.core.session import Session, next_number, token_of
+from oellm_autoexp.core.session import Session
 
 
 def wanted(

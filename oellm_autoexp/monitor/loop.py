@@ -11,10 +11,11 @@ from typing import Protocol
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core import holds, successor
+from oellm_autoexp.core.admission import admit, rethrottle
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, Rules, follow
 from oellm_autoexp.core.model import Job, SchedulerFact, SchedulerRef
-from oellm_autoexp.core.session import Session, admit, rethrottle
+from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
 from oellm_autoexp.monitor.agenda import Agenda, LiveJobs, NewsOnly, Rehearsal, undecided

@@ -23,9 +23,9 @@ from oellm_autoexp.planning.resources import Totals, totals
 from oellm_autoexp.planning.sweep_json import sweep_json
 from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicyConfig, in_force
 from oellm_autoexp.rendering import guard
-from oellm_autoexp.schedulers import slurm_text
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
-from oellm_autoexp.schedulers.slurm import SlurmClient
+from oellm_autoexp.schedulers.slurm import text as slurm_text
+from oellm_autoexp.schedulers.slurm.client import SlurmClient
 from oellm_autoexp.services import plugins
 from oellm_autoexp.store.effects import Effects
 

@@ -29,7 +29,7 @@ _BUILT_IN = (
     "oellm_autoexp.reactions.policies",
     "oellm_autoexp.schedulers.fake.client",
     "oellm_autoexp.schedulers.local",
-    "oellm_autoexp.schedulers.slurm",
+    "oellm_autoexp.schedulers.slurm.client",
 )
 
 SOCKETS: tuple[type[sockets.Plugin], ...] = (

@@ -12,7 +12,7 @@ from oellm_autoexp.core.model import Attempt, Job, JobState, Scalar
 from oellm_autoexp.core.nodes import NodeExclusion
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import format_duration
-from oellm_autoexp.schedulers.slurm_states import explained
+from oellm_autoexp.schedulers.slurm.states import explained
 from oellm_autoexp.store.series import last_values
 
 Counts = dict[str, int]

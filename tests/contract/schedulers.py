@@ -22,7 +22,7 @@ from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.rendering import guard
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, FakeSlurmClientConfig
 from oellm_autoexp.schedulers.local import LocalScheduler, LocalSchedulerConfig
-from oellm_autoexp.schedulers.slurm import SlurmClient, SlurmClientConfig
+from oellm_autoexp.schedulers.slurm.client import SlurmClient, SlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
 DEADLINE_S = 120.0

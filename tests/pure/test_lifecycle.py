@@ -10,6 +10,7 @@ import pytest
 from oellm_autoexp.config.schema import parse_rules
 from oellm_autoexp.config.sockets import RestartPolicyInterface, made
 from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.admission import admit, occupied, rethrottle, throttled, token_of
 from oellm_autoexp.core.holds import breaker
 from oellm_autoexp.core.lifecycle import Gate, Observation, Rules, decide, evolve_all
 from oellm_autoexp.core.model import (
@@ -26,7 +27,7 @@ from oellm_autoexp.core.model import (
     SchedulerState,
 )
 from oellm_autoexp.core.reconcile import reconcile
-from oellm_autoexp.core.session import Session, admit, occupied, rethrottle, throttled, token_of
+from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import Case, classify
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.services.plugins import load_builtin

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oellm_autoexp.core.model import SchedulerState
-from oellm_autoexp.schedulers import slurm_answers as answers
-from oellm_autoexp.schedulers.slurm_answers import SEPARATOR, Effect, Row
+from oellm_autoexp.schedulers.slurm import answers
+from oellm_autoexp.schedulers.slurm.answers import SEPARATOR, Effect, Row
 
 DATA = Path(__file__).parents[1] / "data" / "slurm"
 S = SchedulerState

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oellm_autoexp.schedulers import slurm_site as site
+from oellm_autoexp.schedulers.slurm import site
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "slurm" / "site"
 NAMES, KINDS = st.sampled_from(["gpu", "nvme", "a_0"]), st.sampled_from(["a100", "h100", "mi250_x"])

@@ -8,7 +8,7 @@ import pytest
 
 from oellm_autoexp.core.model import SchedulerState
 from oellm_autoexp.core.verdict import EXIT_CLAIM_FAILED
-from oellm_autoexp.schedulers.slurm_states import STATES, advice, explained, fact
+from oellm_autoexp.schedulers.slurm.states import STATES, advice, explained, fact
 
 DATA = Path(__file__).parents[1] / "data" / "slurm"
 

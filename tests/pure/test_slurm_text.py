@@ -9,7 +9,7 @@ import pytest
 
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.errors import ConfigError
-from oellm_autoexp.schedulers.slurm_text import (
+from oellm_autoexp.schedulers.slurm.text import (
     directives,
     left_until_deadline,
     options_of_shell,

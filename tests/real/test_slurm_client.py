@@ -20,8 +20,8 @@ from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerRef, SchedulerState
 from oellm_autoexp.errors import SchedulerUnavailable, SubmitDeferred, SubmitRejected, SubmitUnclear
 from oellm_autoexp.rendering import guard_files
-from oellm_autoexp.schedulers import slurm_commands
-from oellm_autoexp.schedulers.slurm import SlurmClient, SlurmClientConfig
+from oellm_autoexp.schedulers.slurm import commands as slurm_commands
+from oellm_autoexp.schedulers.slurm.client import SlurmClient, SlurmClientConfig
 from oellm_autoexp.store.effects import Effects
 
 pytestmark = pytest.mark.slurm

@@ -16,7 +16,7 @@ from dev_slurm import Cluster
 
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.schedulers.slurm import SlurmClient
+from oellm_autoexp.schedulers.slurm.client import SlurmClient
 from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services import submit as service
 

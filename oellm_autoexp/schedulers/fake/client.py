@@ -34,13 +34,14 @@ from oellm_autoexp.errors import (
     UsageError,
 )
 from oellm_autoexp.rendering import guard_files
-from oellm_autoexp.schedulers import slurm_states, slurm_text
 from oellm_autoexp.schedulers.fake import eligibility
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster, Record, by_token
 from oellm_autoexp.schedulers.fake.files import VERSION, Inputs, JobFiles
 from oellm_autoexp.schedulers.fake.queue import FakeJob, partition_of, size_of
 from oellm_autoexp.schedulers.fake.run import JobRequest
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault, Scenario, quiet
+from oellm_autoexp.schedulers.slurm import states as slurm_states
+from oellm_autoexp.schedulers.slurm import text as slurm_text
 from oellm_autoexp.store.effects import Effects
 
 CLUSTER = "fake"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oellm_autoexp.core.times import format_time, parse_time
 from oellm_autoexp.errors import did_you_mean
-from oellm_autoexp.schedulers import slurm_site
+from oellm_autoexp.schedulers.slurm import site as slurm_site
 from oellm_autoexp.services.doctor.site import COMMANDS, Asked, Finding, Site, fault, ok, warning
 
 #: The oldest version that has what is asked of it (SLURM_TIME_FORMAT, `squeue -O` with every field).

@@ -17,7 +17,7 @@ from oellm_autoexp.errors import StateError
 from oellm_autoexp.planning.provenance import redacted
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.schedulers.processes import clean_environment
-from oellm_autoexp.schedulers.slurm_text import options_of_shell
+from oellm_autoexp.schedulers.slurm.text import options_of_shell
 from oellm_autoexp.services.doctor.site import Finding, Site, fault, ok, warning
 from oellm_autoexp.services.plan import require_group
 from oellm_autoexp.services.session import known_sessions

@@ -16,9 +16,9 @@ from oellm_autoexp.config.schema import option
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.monitor.loop import Clock, RealClock
 from oellm_autoexp.planning.plan import PlannedJob
-from oellm_autoexp.schedulers import slurm_site
 from oellm_autoexp.schedulers.processes import clean_environment
-from oellm_autoexp.schedulers.slurm import SlurmClient
+from oellm_autoexp.schedulers.slurm import site as slurm_site
+from oellm_autoexp.schedulers.slurm.client import SlurmClient
 from oellm_autoexp.services.plan import PlanResult
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.registry import Registry

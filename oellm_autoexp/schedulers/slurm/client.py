@@ -34,12 +34,12 @@ from oellm_autoexp.errors import (
     UsageError,
 )
 from oellm_autoexp.rendering import guard_files
-from oellm_autoexp.schedulers import slurm_answers as answers
-from oellm_autoexp.schedulers import slurm_text
-from oellm_autoexp.schedulers.slurm_answers import ClusterFacts, Effect, Row
-from oellm_autoexp.schedulers.slurm_cluster import SlurmCluster
-from oellm_autoexp.schedulers.slurm_commands import Commands
-from oellm_autoexp.schedulers.slurm_records import Record, Records
+from oellm_autoexp.schedulers.slurm import answers
+from oellm_autoexp.schedulers.slurm import text as slurm_text
+from oellm_autoexp.schedulers.slurm.answers import ClusterFacts, Effect, Row
+from oellm_autoexp.schedulers.slurm.cluster import SlurmCluster
+from oellm_autoexp.schedulers.slurm.commands import Commands
+from oellm_autoexp.schedulers.slurm.records import Record, Records
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.registry import state_home
 

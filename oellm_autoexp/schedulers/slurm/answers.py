@@ -9,8 +9,9 @@ from enum import Enum
 
 from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.core.model import SchedulerFact
-from oellm_autoexp.schedulers import slurm_site, slurm_states
-from oellm_autoexp.schedulers.slurm_site import settings
+from oellm_autoexp.schedulers.slurm import site as slurm_site
+from oellm_autoexp.schedulers.slurm import states as slurm_states
+from oellm_autoexp.schedulers.slurm.site import settings
 
 #: Between fields: a character that no name or comment holds.
 SEPARATOR = "\x1f"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.rendering import array_task
-from oellm_autoexp.schedulers import slurm_text
+from oellm_autoexp.schedulers.slurm import text as slurm_text
 from oellm_autoexp.store.effects import Effects
 
 #: slurmdbd(8) keeps 255 characters of a job's name, of which a token takes the last.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from oellm_autoexp.errors import SchedulerUnavailable
 from oellm_autoexp.schedulers.processes import clean_environment
-from oellm_autoexp.schedulers.slurm_answers import TIME_FORMAT, plain
+from oellm_autoexp.schedulers.slurm.answers import TIME_FORMAT, plain
 from oellm_autoexp.store.effects import Effects, Ran
 from oellm_autoexp.store.rate import Bucket
 

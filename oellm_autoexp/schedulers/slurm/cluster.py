@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from oellm_autoexp.core.hostlist import expand
 from oellm_autoexp.errors import SchedulerUnavailable
-from oellm_autoexp.schedulers import slurm_answers as answers
-from oellm_autoexp.schedulers import slurm_site, slurm_text
-from oellm_autoexp.schedulers.slurm_answers import ClusterFacts
-from oellm_autoexp.schedulers.slurm_commands import Commands
-from oellm_autoexp.schedulers.slurm_site import Partition
+from oellm_autoexp.schedulers.slurm import answers
+from oellm_autoexp.schedulers.slurm import site as slurm_site
+from oellm_autoexp.schedulers.slurm import text as slurm_text
+from oellm_autoexp.schedulers.slurm.answers import ClusterFacts
+from oellm_autoexp.schedulers.slurm.commands import Commands
+from oellm_autoexp.schedulers.slurm.site import Partition
 
 #: What a cluster can do is asked again after this long.
 PROBE_S = 3600.0
