@@ -105,7 +105,7 @@ class SlurmClient(SchedulerInterface):
             burst=config.call_burst,
             per_s=config.calls_per_second,
         )
-        self._site = SlurmCluster(self._commands, config.clusters)
+        self._site = SlurmCluster(self._commands, config.clusters, limits=config.array)
         #: The last squeue, and when it was answered; as good as new for as long as a call may take its turn.
         self._queue: tuple[float, list[Row]] | None = None
         self._fresh_s = 1.0 / config.calls_per_second

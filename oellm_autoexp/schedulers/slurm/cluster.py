@@ -23,14 +23,16 @@ PROBE_S = 3600.0
 class SlurmCluster:
     """The cluster, or the clusters, that jobs are given to."""
 
-    def __init__(self, commands: Commands, clusters: Sequence[str]) -> None:
+    def __init__(self, commands: Commands, clusters: Sequence[str], *, limits: bool) -> None:
+        """`limits`: how much one may submit is asked, too, where accounting tells it."""
         self._commands = commands
         self._clusters = tuple(clusters)
+        self._limits = limits
         self._probed_at = 0.0
         #: What is known so far; None: it has never answered.
         self.known: ClusterFacts | None = None
         self._partitions: Mapping[str, Partition] = {}
-        #: The most jobs that the user may have submitted at once; None: no such limit is known.
+        #: The most jobs that the user may have submitted at once; None: not known, or no limit.
         self.most_submitted: int | None = None
 
     @property
@@ -68,7 +70,7 @@ class SlurmCluster:
             return self.known
         self.known, self._probed_at = found, now
         self._partitions = slurm_site.partitions(text)
-        self.most_submitted = self._ask_for_limit() if found.accounting else None
+        self.most_submitted = self._ask_for_limit() if found.accounting and self._limits else None
         return found
 
     def _ask_for_limit(self) -> int | None:
