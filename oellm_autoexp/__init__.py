@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from oellm_autoexp.reactions.policies import NoRestartPolicy as NoRestartPolicy
     from oellm_autoexp.services.calls import render_scripts as render_scripts
     from oellm_autoexp.services.calls import submit_jobs as submit_jobs
+    from oellm_autoexp.store.git import GitOperationLock as GitOperationLock
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdjustTimeLimitPolicy": "oellm_autoexp.reactions.policies",
     "AlwaysRestartPolicy": "oellm_autoexp.reactions.policies",
+    "GitOperationLock": "oellm_autoexp.store.git",
     "NoRestartPolicy": "oellm_autoexp.reactions.policies",
     "SlurmLogMonitor": "oellm_autoexp.config.monitors",
     "render_scripts": "oellm_autoexp.services.calls",

@@ -72,6 +72,10 @@ class StateError(AutoexpError):
     """The state directory is damaged, belongs to something else, or cannot be written."""
 
 
+class GitOperationError(AutoexpError):
+    """git refused something, did not answer in time, or another process holds the lock of the repository."""
+
+
 class NotLeader(AutoexpError):
     """Another process leads this session."""
 

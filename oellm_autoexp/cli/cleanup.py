@@ -11,7 +11,7 @@ import typer
 from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Yes
 from oellm_autoexp.cli.finding import state_dir_of
-from oellm_autoexp.errors import StateError
+from oellm_autoexp.errors import GitOperationError, StateError
 
 
 def cleanup(
@@ -52,7 +52,7 @@ def cleanup(
             try:
                 service.remove(each, logs=logs)
                 row["removed"] = True
-            except StateError as error:
+            except (StateError, GitOperationError) as error:
                 failed.append(each)
                 row["refused"] = error.what
                 typer.echo(f"error: {error}", err=True)

@@ -52,9 +52,10 @@ def plan(
 ) -> None:
     """Check a config, expand its sweep, and write scripts and sweep.json."""
     from oellm_autoexp.services import plan as service
+    from oellm_autoexp.services.source import exposed
 
     result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
-    _warn(service.unused_in_shell(result.loaded))
+    _warn([*service.unused_in_shell(result.loaded), *exposed(result)])
     if not dry_run:
         service.write(result, result.loaded.effects, leave=result.held)
     if as_json:
@@ -153,10 +154,11 @@ def hand_in(
     from oellm_autoexp.services.daemon import hand_over
     from oellm_autoexp.services.plan import unused_in_shell
     from oellm_autoexp.services.session import history, leader_of, replay
+    from oellm_autoexp.services.source import exposed
 
     paths = result.loaded.paths
     done = service.preview(result, update=update, prune=prune)
-    _warn(unused_in_shell(result.loaded))
+    _warn([*unused_in_shell(result.loaded), *exposed(result)])
     _warn(service.check_room(result, done))
     cost = service.to_confirm(result, done)
     if cost:

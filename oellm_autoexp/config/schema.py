@@ -82,8 +82,10 @@ class ProjectConfig:
     """`base_output_dir` holds the jobs' directories, `state_dir` (null: in it) the session's journal.
 
     `group`: a Unix group, of which you are a member, that may read the state. `confirm_gpu_hours`: a plan
-    that may use more asks before it is submitted; null: never. `resume` is accepted and has no effect: a
-    session always goes on.
+    that may use more asks before it is submitted; null: never. `git_isolation`: jobs run from a working tree
+    of their own, at the commit that they were planned from, detached or on a branch; null: from yours.
+    `git_dirty`: whether uncommitted changes are refused, or recorded and put into that tree. `resume` is
+    accepted and has no effect: a session always goes on.
     """
 
     name: str
@@ -91,6 +93,8 @@ class ProjectConfig:
     state_dir: str | None = None
     group: str | None = None
     confirm_gpu_hours: float | None = 100.0
+    git_isolation: Literal["worktree", "branch"] | None = None
+    git_dirty: Literal["refuse", "record"] = "refuse"
     resume: bool = True
 
     def __post_init__(self) -> None:

@@ -72,6 +72,18 @@ class SessionPaths:
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self.state_dir / "actions" / digest / str(run)
 
+    @property
+    def sources(self) -> Path:
+        """Working trees that jobs run from, where `project.git_isolation` wants them."""
+        return self.state_dir / "source"
+
+    def source(self, key: str) -> Path:
+        return self.sources / key
+
+    def source_record(self, key: str) -> Path:
+        """What `source(key)` holds, and whether it is complete."""
+        return self.sources / f"{key}.json"
+
     def standalone(self, job: str) -> SessionPaths:
         """What `monitor --log` remembers of one job: a journal of its own, apart from the session's."""
         return SessionPaths(self.state_dir / "standalone" / job)

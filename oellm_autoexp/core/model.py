@@ -173,6 +173,8 @@ class JobSpec:
     batch: str = ""
     #: Identity of the rules (signals, policies, actions, gates) in force for this job.
     rules: str = ""
+    #: The key of the source that it runs from (`core.source`); "": where it was planned.
+    source: str = ""
 
     def log_of(self, attempt: int) -> str:
         return self.log_path.replace("{attempt}", str(attempt))

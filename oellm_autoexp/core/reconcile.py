@@ -138,7 +138,13 @@ def difference(old: JobSpec, new: JobSpec) -> str:
             min(len(old.argv), len(new.argv)),
         )
         parts.append(f"command, from word {at + 1}: {_words(old.argv, at)} -> {_words(new.argv, at)}")
+    if old.source != new.source:
+        parts.append(f"source: {_source(old.source)} -> {_source(new.source)}")
     return "; ".join(parts) or "the environment or the backend differs"
+
+
+def _source(key: str) -> str:
+    return f"tree {key}" if key else "not isolated"
 
 
 def _words(argv: Sequence[str], start: int) -> str:

@@ -44,6 +44,7 @@ from oellm_autoexp.core.model import (
 from oellm_autoexp.core.session import ActionState, OpenSubmission, Session
 from oellm_autoexp.errors import (
     AutoexpError,
+    GitOperationError,
     SchedulerUnavailable,
     SubmitDeferred,
     SubmitRejected,
@@ -53,6 +54,7 @@ from oellm_autoexp.monitor.checks import Executor
 from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import fields_of
 from oellm_autoexp.monitor.rules import RuleSet
+from oellm_autoexp.monitor.sources import Sources
 from oellm_autoexp.rendering import guard_files, shell
 from oellm_autoexp.store.effects import Effects
 
@@ -110,6 +112,7 @@ class Performer:
         self._exclusion = exclusion
         self._trouble = trouble
         self._rehearsal = rehearsal
+        self._sources = Sources(session, paths, effects, trouble)
         #: When an answered look-up first did not find a submission.
         self._not_found: dict[str, float] = {}
         #: How many tasks of an array at once the scheduler was last told of.
@@ -146,6 +149,12 @@ class Performer:
 
     def _submit(self, submission: OpenSubmission) -> None:
         token = submission.token
+        if not self._rehearsal:
+            try:
+                self._sources.ready(submission.jobs, self._clock())
+            except (GitOperationError, OSError) as error:
+                self._refuse(token, f"their source is not there: {error}", permanent=False)
+                return
         self._record(ev.SubmitSpawned(at=self._clock(), token=token))
         self._commit()
         tasks = [self._task(name, number) for name, number in submission.jobs]

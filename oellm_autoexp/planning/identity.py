@@ -52,17 +52,20 @@ def _plain(value: Any) -> Any:
 _environment = Latest(canonical)
 
 
-def job_id(parameters: Mapping[str, Any], backend: Any, environment: Mapping[str, Any]) -> str:
+def job_id(
+    parameters: Mapping[str, Any], backend: Any, environment: Mapping[str, Any], source: str = ""
+) -> str:
     """The id of a job: 12 hexadecimal digits.
 
     `parameters` are the point's resolved values, `backend` the resolved section as it was written (not the
-    parsed one: a default that a release adds changes no id), `environment` that of `slurm.environment`.
+    parsed one: a default that a release adds changes no id), `environment` that of `slurm.environment`,
+    `source` the key of an isolated source; without one the id is that of the other three.
 
     Raises:
         ConfigError: a number that is infinite or none.
     """
     # The text of `canonical([RECIPE, parameters, backend, environment])`.
-    text = f"[{RECIPE},{canonical(parameters)},{canonical(backend)},{_environment(environment)}]"
+    text = f"[{RECIPE},{canonical(parameters)},{canonical(backend)},{_environment(environment)}]{source}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -24,6 +24,7 @@ from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import JobSpec, Resources, Scalar
 from oellm_autoexp.core.script import ScriptRequest
+from oellm_autoexp.core.source import PlannedSource
 from oellm_autoexp.errors import AutoexpError, ConfigError, Fault
 from oellm_autoexp.planning.identity import SYMBOLIC_JOB, digest, job_id
 from oellm_autoexp.planning.places import JobPlaces, Places
@@ -72,17 +73,19 @@ def plan(
     *,
     cwd: Path,
     known: Mapping[str, str] | None = None,
+    source: PlannedSource | None = None,
 ) -> Iterator[PlannedJob]:
     """The jobs of a config, one at a time.
 
     `paths` is the session that the jobs will belong to; `cwd` is where commands run that name no directory
     of their own. `known` are the names of jobs that the session has, by id: they keep them, so that a point
-    inserted before `{index}` moves nobody.
+    inserted before `{index}` moves nobody. `source` is what they run from, if that is kept apart: another
+    source makes them other jobs.
 
     Raises:
         ConfigError: what is wrong with which point.
     """
-    planner = _Planner(composed, scheduler, paths, cwd)
+    planner = _Planner(composed, scheduler, paths, cwd, source)
     names = planner.names(known or {})
     for point in composed.points():
         yield planner.job(point, names)
@@ -134,11 +137,19 @@ class _Planner:
     """What all points of a plan share."""
 
     def __init__(
-        self, composed: Composed, scheduler: SchedulerInterface, paths: SessionPaths, cwd: Path
+        self,
+        composed: Composed,
+        scheduler: SchedulerInterface,
+        paths: SessionPaths,
+        cwd: Path,
+        source: PlannedSource | None,
     ) -> None:
         self._composed = composed
         self._scheduler = scheduler
         self._cwd = str(cwd)
+        self._source = source
+        self._source_key = source.source.key if source is not None else ""
+        self._source_place = paths.source(self._source_key)
         self._rules: dict[tuple[Any, ...], tuple[str, Mapping[str, Any]]] = {}
         self._by_digest: dict[str, Mapping[str, Any]] = {}
         self._kept: list[Any] = []
@@ -156,7 +167,7 @@ class _Planner:
             for point in self._composed.points():
                 values = self._composed.resolved(point.values)
                 symbolic = self._composed.scope(values, SYMBOLIC_JOB).config()
-                name = known.get(_identity(values, symbolic, self._composed.directory))
+                name = known.get(self._identity(values, symbolic))
                 if name is not None:
                     taken.add(name)
         return _Names(self._composed, known, frozenset(taken))
@@ -175,7 +186,7 @@ class _Planner:
         scope = composed.scope(values, SYMBOLIC_JOB)
         symbolic = scope.config()
         try:
-            identity = _identity(values, symbolic, composed.directory)
+            identity = self._identity(values, symbolic)
             name = names.of(identity, values, point.index)
             parameters = {key: _scalar(value) for key, value in values.items()}
             found = self._places(symbolic.get("slurm"), symbolic.get("monitoring"))
@@ -202,8 +213,12 @@ class _Planner:
             resources=resources,
             batch=self._batch(script),
             rules=rules_id,
+            source=self._source_key,
         )
         return PlannedJob(spec=spec, script=script, request=request, rules=rules)
+
+    def _identity(self, values: Mapping[str, Any], symbolic: Mapping[str, Any]) -> str:
+        return _identity(values, symbolic, self._composed.directory, self._source_key)
 
     def _batch(self, script: str) -> str:
         key = self._scheduler.batch_key(script)
@@ -250,8 +265,7 @@ class _Planner:
             environment=own,
             shared_environment=shared,
             setup=tuple(slurm.get("setup") or ()),
-            # What is swept, or made by a backend, is relative to the config like what stands in it.
-            cwd=str(Path(self._composed.directory, launch.cwd)) if launch.cwd else self._cwd,
+            cwd=self._cwd_of(launch),
             slurm=slurm,
             job_environment={
                 "AUTOEXP_PROJECT": config.root.project.name,
@@ -263,6 +277,11 @@ class _Planner:
             guard_path=self._guard,
             parameters=visible,
         )
+
+    def _cwd_of(self, launch: LaunchCommand) -> str:
+        # What is swept, or made by a backend, is relative to the config like what stands in it.
+        cwd = str(Path(self._composed.directory, launch.cwd)) if launch.cwd else self._cwd
+        return cwd if self._source is None else self._source.moved(cwd, self._source_place)
 
     # ---- rules
 
@@ -283,7 +302,7 @@ class _Planner:
         return found
 
 
-def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any], directory: Path) -> str:
+def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any], directory: Path, source: str) -> str:
     """A job stays the same where its project is moved, or has another path on another host."""
     parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
     environment = (symbolic.get("slurm") or {}).get("environment") or {}
@@ -291,7 +310,7 @@ def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any], directory:
     cwd = backend.get("cwd") if isinstance(backend, Mapping) else None
     if isinstance(cwd, str) and Path(cwd).is_relative_to(directory):
         backend = {**backend, "cwd": str(Path(cwd).relative_to(directory))}
-    return job_id(parameters, backend, environment)
+    return job_id(parameters, backend, environment, source)
 
 
 def is_lifecycle(key: str) -> bool:

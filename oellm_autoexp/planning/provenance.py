@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.core import symbols
+from oellm_autoexp.store.source import state
 
 #: What decides how a config becomes a plan.
 _DEPENDENCIES = ("oellm-autoexp", "compoconf", "hydra-core", "omegaconf", "jinja2", "pyyaml")
-#: A repository on a slow network file system must not hold a plan up.
-_GIT_TIMEOUT_S = 10.0
 _REDACTED = "(secret)"
 
 
@@ -35,7 +33,7 @@ def provenance(
         **({"unused": redacted(unused)} if unused else {}),
         "config": redacted(config),
         "overrides": [redacted_override(text) for text in overrides],
-        "git": git_state(directory) if directory is not None else {},
+        "git": state(directory) if directory is not None else {},
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "versions": versions(),
     }
@@ -59,31 +57,6 @@ def redacted_override(text: str) -> str:
     key, sign, value = text.partition("=")
     name = key.rpartition(".")[2]
     return f"{key}{sign}{redacted(value, name)}"
-
-
-def git_state(directory: Path) -> dict[str, Any]:
-    """Commit, branch and whether there are changes; empty where there is no repository or no git."""
-    commit = _git(directory, "rev-parse", "HEAD")
-    if commit is None:
-        return {}
-    changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": commit,
-        "branch": _git(directory, "rev-parse", "--abbrev-ref", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-    }
-
-
-def _git(directory: Path, *words: str) -> str | None:
-    # --no-optional-locks: looking must not take the lock that a person's git needs.
-    argv = ["git", "--no-optional-locks", "-C", str(directory), *words]
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=_GIT_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

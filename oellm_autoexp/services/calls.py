@@ -22,8 +22,12 @@ def planned(
     overrides: Sequence[str] = (),
     scheduler: str | None = None,
     scenario: str | Path | None = None,
+    *,
+    isolated: bool = True,
 ) -> PlanResult:
     """The plan of a config; jobs that its session has keep their names. Nothing is written.
+
+    `isolated`: as for `services.plan.plan`.
 
     Raises:
         ConfigError: every mistake in the config, with file, key and repair.
@@ -39,14 +43,15 @@ def planned(
         scenario=Path(scenario) if scenario is not None else None,
     )
     if not loaded.paths.journal.is_dir():
-        return planning.plan(loaded)
+        return planning.plan(loaded, isolated=isolated)
     # The machinery of sessions takes a tenth of a second to import; the first plan does without.
     from oellm_autoexp.services.session import check_project, replay
 
     session = replay(loaded.paths)
     check_project(session, loaded.project, loaded.paths)
     there = session.jobs
-    result = planning.plan(loaded, {job.spec.id: name for name, job in there.items()})
+    known = {job.spec.id: name for name, job in there.items()}
+    result = planning.plan(loaded, known, isolated=isolated)
     digests = {job.spec.name: job.spec.script_digest for job in result.jobs}
     held = frozenset(
         name for name in digests.keys() & there if there[name].spec.script_digest != digests[name]

@@ -22,12 +22,15 @@ from oellm_autoexp.errors import AutoexpError, NotLeader, StateError, UsageError
 from oellm_autoexp.monitor.loop import Clock, RealClock
 from oellm_autoexp.services.session import locate
 from oellm_autoexp.store import journal
+from oellm_autoexp.store import source as sources
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry
 
 _Read = Callable[[SessionPaths], "tuple[Session, dict[str, set[str]]]"]
 #: All that we ever put into a state directory.
-_OURS = frozenset({"monitor", "attempts", "metrics", "actions", "scheduler", "standalone", "guard.py"})
+_OURS = frozenset(
+    {"monitor", "attempts", "metrics", "actions", "scheduler", "standalone", "guard.py", "source"}
+)
 #: What a state directory is called while it is being removed.
 _REMOVED = ".removed"
 
@@ -151,6 +154,15 @@ def _refusal(paths: SessionPaths, session: Session) -> str:
         return f"{len(unfinished)} of its jobs have not ended, such as {unfinished[0]}"
     if session.submissions or session.open_actions:
         return f"{len(session.open_actions) or len(session.submissions)} of its actions have no outcome"
+    return _written(paths)
+
+
+def _written(paths: SessionPaths) -> str:
+    """Jobs that run in a source of their own may have left results in it."""
+    for source in sources.recorded(paths):
+        path = sources.written(source, paths, Effects.of(paths.state_dir))
+        if path:
+            return f"its jobs have written into their source: {path}"
     return ""
 
 
@@ -277,7 +289,11 @@ def remove(
 
 
 def _remove_led(candidate: Candidate, logs: bool, effects: Effects, clock: Clock) -> None:
-    """As the leader: nobody can submit to a session that is going."""
+    """As the leader: nobody can submit to a session that is going.
+
+    Raises:
+        GitOperationError: a source cannot be removed.
+    """
     paths = candidate.paths
     try:
         led, history = journal.Journal.lead(
@@ -291,6 +307,11 @@ def _remove_led(candidate: Candidate, logs: bool, effects: Effects, clock: Clock
         if any(not job.state.ended for job in session.jobs.values()) or session.open_actions:
             what = "jobs were added in the meantime"
             raise StateError(what, where=str(paths.state_dir), hint="nothing was removed")
+        written = _written(paths)
+        if written:
+            raise StateError(written, where=str(paths.state_dir), hint="nothing was removed")
+        for source in sources.recorded(paths):
+            sources.remove(source, paths, effects)
         for found in (candidate.scripts, candidate.logs) if logs else (candidate.scripts,):
             for path in found.sizes:
                 effects.unlink(path)

@@ -15,6 +15,7 @@ from typing import Any
 from oellm_autoexp.config import compose
 from oellm_autoexp.config.sockets import SchedulerInterface, made
 from oellm_autoexp.core.layout import REHEARSAL_DIR_NAME, SessionPaths, default_state_dir
+from oellm_autoexp.core.source import PlannedSource
 from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
 from oellm_autoexp.planning import plan as planning
 from oellm_autoexp.planning.plan import PlannedJob
@@ -27,6 +28,7 @@ from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.schedulers.slurm import text as slurm_text
 from oellm_autoexp.schedulers.slurm.client import SlurmClient
 from oellm_autoexp.services import plugins
+from oellm_autoexp.services import source as sources
 from oellm_autoexp.store.effects import Effects
 
 #: Scripts, sweep.json and directories of output are for colleagues too; they hold no secret.
@@ -260,9 +262,11 @@ def _constant(composed: compose.Composed, section: str, only: Collection[str] = 
 
 def provenance_of(loaded: Loaded) -> dict[str, Any]:
     """What the plan is made from; the git state is that of the directory where commands run."""
+    isolated = loaded.composed.project.git_isolation is not None
+    directory = sources.where(loaded) if isolated else loaded.cwd
     unused = {name: os.environ[name] for name in _unused(loaded)}
     overrides = loaded.composed.overrides
-    return provenance(loaded.composed.shown, overrides=overrides, directory=loaded.cwd, unused=unused)
+    return provenance(loaded.composed.shown, overrides=overrides, directory=directory, unused=unused)
 
 
 def _unused(loaded: Loaded) -> Mapping[str, str]:
@@ -291,6 +295,8 @@ class PlanResult:
     #: Jobs whose script the session has in another form. It may run that one again, so only a submission
     #: that takes the plan may replace it.
     held: Collection[str] = ()
+    #: What the jobs run from; None: where the config says, as it is then.
+    source: PlannedSource | None = None
 
     @property
     def cost(self) -> str:
@@ -313,13 +319,20 @@ class PlanResult:
         return self.loaded.base_output_dir / "sweep.json" if wanted else None
 
 
-def plan(loaded: Loaded, known: Mapping[str, str] | None = None) -> PlanResult:
+def plan(loaded: Loaded, known: Mapping[str, str] | None = None, *, isolated: bool = True) -> PlanResult:
     """Plan every job. `known` are names of the session's jobs by id.
+
+    `isolated` False: as if the config did not ask for `project.git_isolation`, to look at the rest of it.
 
     Raises:
         ConfigError: what is wrong with which job.
     """
-    jobs = list(planning.plan(loaded.composed, loaded.scheduler, loaded.paths, cwd=loaded.cwd, known=known))
+    source = sources.planned(loaded) if isolated else None
+    jobs = list(
+        planning.plan(
+            loaded.composed, loaded.scheduler, loaded.paths, cwd=loaded.cwd, known=known, source=source
+        )
+    )
     policies = {job.rules_id: policies_in_force(job.rules) for job in jobs}
     if isinstance(loaded.scheduler, FakeSlurmClient):
         wanted = sorted((job.spec.resources.nodes for job in jobs), reverse=True)
@@ -333,6 +346,7 @@ def plan(loaded: Loaded, known: Mapping[str, str] | None = None) -> PlanResult:
             for job in jobs
         ),
         policies=tuple(every.values()),
+        source=source,
     )
 
 
@@ -396,6 +410,7 @@ def write(result: PlanResult, effects: Effects, *, leave: Collection[str] = ()) 
 
     Raises:
         StateError: a directory or a file that cannot be written.
+        GitOperationError: the source of the jobs cannot be made.
     """
     require_group(result.loaded)
     try:
@@ -404,6 +419,8 @@ def write(result: PlanResult, effects: Effects, *, leave: Collection[str] = ()) 
         paths = (path for job in result.jobs for path in (job.spec.script_path, job.spec.log_path))
         for folder in dict.fromkeys(map(os.path.dirname, paths)):
             effects.mkdir(Path(folder), mode=_DIR_MODE)
+        # Before the scripts, which lead into it.
+        sources.make(result, effects)
         changed = False
         left = {Path(job.spec.script_path) for job in result.jobs if job.spec.name in leave}
         for file in files(result):

@@ -169,6 +169,15 @@ def kubernetes_name(name: str) -> str:
     return _hashed(made, name, KUBERNETES_MAX_LENGTH)
 
 
+def branch_name(experiment: str, at: int, commit: str) -> str:
+    """The name of a branch for the jobs of an experiment; `at` are UTC epoch seconds.
+
+    >>> branch_name("tiny", 1700000000, "0123456789abcdef")
+    'slurm-job/tiny/1700000000/01234567'
+    """
+    return f"slurm-job/{legalize(experiment)}/{at}/{commit[:8]}"
+
+
 def _hashed(start: str, text: str, length: int) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     kept = start[: length - len(digest) - 1].rstrip("-.")

@@ -38,6 +38,7 @@ CHECKS: Sequence[tuple[str, Look]] = (
     ("scripts", cluster.scripts),
     ("launcher", machine.launchers),
     ("env_file", machine.env_files),
+    ("source", machine.source),
 )
 
 

@@ -8,16 +8,18 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from oellm_autoexp import __version__
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.script import ScriptRequest
-from oellm_autoexp.errors import StateError
+from oellm_autoexp.errors import ConfigError, StateError
 from oellm_autoexp.planning.provenance import redacted
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.schedulers.processes import clean_environment
 from oellm_autoexp.schedulers.slurm.text import options_of_shell
+from oellm_autoexp.services import source as sources
 from oellm_autoexp.services.doctor.site import Finding, Site, fault, ok, warning
 from oellm_autoexp.services.plan import require_group
 from oellm_autoexp.services.session import known_sessions
@@ -150,6 +152,24 @@ def _words(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError:
         return text.split()
+
+
+def source(site: Site) -> Iterator[Finding]:
+    """What the jobs run from, where it is kept apart from the person's own working tree."""
+    if site.plan is None:
+        return
+    try:
+        planned = sources.planned(site.plan.loaded)
+    except ConfigError as error:
+        for each in error.faults:
+            yield fault(f"{each.key}: {each.what}", each.hint)
+        return
+    if planned is None:
+        return
+    found = f"jobs run from {planned.source.root} at {planned.source.commit[:8]}"
+    yield ok(f"{found}, with {len(planned.changes)} bytes of changes" if planned.changes else found)
+    for text in sources.exposed(replace(site.plan, source=planned)):
+        yield warning(text, "or leave project.git_isolation out")
 
 
 def env_files(site: Site) -> Iterator[Finding]:
