@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from oellm_autoexp.errors import GitOperationError
 from oellm_autoexp.store.effects import Effects
@@ -152,9 +151,7 @@ class GitOperationLock:
             else:
                 return
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
