@@ -378,6 +378,9 @@ def written(source: Source, paths: SessionPaths, effects: Effects) -> str:
     place = paths.source(source.key)
     if not source.complete or not place.is_dir():
         return ""
+    if not Path(source.git_dir).is_dir():
+        what = f"its repository {source.git_dir} is gone, so what jobs have written into it cannot be told"
+        raise GitOperationError(what, where=str(place), hint="take what you need, and remove it by hand")
     git = Git(effects)
     for tree in _trees(git, place):
         others = git.run(tree, "ls-files", "--others", "-z")

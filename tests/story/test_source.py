@@ -717,6 +717,17 @@ def test_cleanup_leaves_what_jobs_have_written_into_their_source(clone: Clone, w
     assert clone.cli.within("cleanup", str(clone.base), "--yes").returncode == 0
 
 
+def test_cleanup_leaves_a_source_whose_repository_is_gone(clone: Clone) -> None:
+    """What is in it cannot be told from results; once a person has removed it, the rest goes."""
+    assert clone.submit()[0] == 0
+    shutil.rmtree(clone.root)
+    refused = clone.cli.within("cleanup", str(clone.base), "--yes")
+    assert refused.returncode == 3 and "its repository" in refused.stdout and "is gone" in refused.stdout
+    shutil.rmtree(clone.trees()[0])
+    assert clone.cli.within("cleanup", str(clone.base), "--yes").returncode == 0
+    assert not clone.paths.state_dir.exists()
+
+
 def test_cleanup_takes_the_diff_with_the_scripts(clone: Clone) -> None:
     change(clone, "two")
     before = clone.mine()
