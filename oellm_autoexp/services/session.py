@@ -17,7 +17,7 @@ from oellm_autoexp.core.goodput import Ledger
 from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.model import Job, JobState
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.errors import StateError, UsageError, did_you_mean
+from oellm_autoexp.errors import NotLeader, StateError, UsageError, did_you_mean
 from oellm_autoexp.monitor.checks import InlineExecutor
 from oellm_autoexp.monitor.loop import Clock, Loop, RealClock
 from oellm_autoexp.monitor.wake import Alarm
@@ -302,7 +302,13 @@ def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bo
         follower.new_events()
     identity = inbox.drop(paths, effects, verb, args, now=clock.now())
     if leader is None:
-        return _led_command(paths, effects, identity)
+        try:
+            return _led_command(paths, effects, identity)
+        except NotLeader:
+            # Another process was quicker, and takes the command from the inbox.
+            leader = journal.leader_alive(paths)
+            if leader is None:
+                raise
     vigil = journal.Vigil(paths, clock.monotonic) if leader.alive_here() is None else None
 
     def leads() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.reconcile import Reconciled, reconcile
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.errors import ConfigError, Fault, StateError, UsageError
+from oellm_autoexp.errors import ConfigError, Fault, NotLeader, StateError, UsageError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
@@ -109,25 +109,30 @@ def submit(
         # In the user's own home, which is open to nobody.
         Registry().register(Effects(), entry)
     opened = opened_by(loaded, now, replay(paths))
-    if journal.leader_alive(paths) is not None:
-        events: list[ev.Event] = [
-            opened,
-            *(ev.RulesSet(at=now, rules=k, config=v) for k, v in result.rules.items()),
-            *(ev.JobAdded(at=now, spec=job.spec) for job in result.jobs),
-        ]
-        body = [[event.kind, ev.encode(event)] for event in events]
-        ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
-        if not ok:
-            raise StateError(text, where=str(paths.state_dir))
-        if journal.leader_alive(paths) is not None or replay(paths).ended:
-            return done, None
-        # The leader has died meanwhile, or was found dead.
-        return done, lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
-    loop = lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
-    done = _reconciled(loop.session, result, opened, update=update, prune=prune)
-    for event in done.events:
-        loop.record(event)
-    return done, loop
+    if journal.leader_alive(paths) is None:
+        try:
+            loop = lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
+        except NotLeader:
+            # Another process was quicker, and is told the plan.
+            pass
+        else:
+            done = _reconciled(loop.session, result, opened, update=update, prune=prune)
+            for event in done.events:
+                loop.record(event)
+            return done, loop
+    events: list[ev.Event] = [
+        opened,
+        *(ev.RulesSet(at=now, rules=k, config=v) for k, v in result.rules.items()),
+        *(ev.JobAdded(at=now, spec=job.spec) for job in result.jobs),
+    ]
+    body = [[event.kind, ev.encode(event)] for event in events]
+    ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
+    if not ok:
+        raise StateError(text, where=str(paths.state_dir))
+    if journal.leader_alive(paths) is not None or replay(paths).ended:
+        return done, None
+    # The leader has died meanwhile, or was found dead.
+    return done, lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
 
 
 def opened_by(loaded: Loaded, now: float, session: Session) -> ev.SessionOpened:
