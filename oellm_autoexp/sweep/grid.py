@@ -17,9 +17,19 @@ from typing import Any
 
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 from oellm_autoexp.sweep.filters import Filter, compile_filter
+from oellm_autoexp.sweep.nodes import (
+    Alternatives,
+    Fixed,
+    Group,
+    Node,
+    Product,
+    Union,
+    Values,
+    merged,
+    product,
+    union,
+)
 from oellm_autoexp.sweep.scalars import kind_of
-
-Values = dict[str, Any]
 
 #: Deeper nesting is a mistake (and would exhaust the stack).
 MAX_DEPTH = 40
@@ -36,116 +46,6 @@ class Point:
 
     index: int
     values: Values
-
-
-# ---------------------------------------------------------------- what a declaration is made of
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A part of a sweep: its keys in order, those of them that tell its points apart, how many it has."""
-
-    keys: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    size: int = 1
-    filtered: bool = False
-
-    def points(self) -> Iterator[Values]:
-        yield {}
-
-
-@dataclass(frozen=True)
-class _Alternatives(_Node):
-    """The values of one key."""
-
-    values: Sequence[Any] = ()
-
-    def points(self) -> Iterator[Values]:
-        key = self.keys[0]
-        for value in self.values:
-            yield {key: value}
-
-
-@dataclass(frozen=True)
-class _Fixed(_Node):
-    """Several keys with one value each."""
-
-    values: Mapping[str, Any] = ()  # type: ignore[assignment]
-
-    def points(self) -> Iterator[Values]:
-        yield dict(self.values)
-
-
-@dataclass(frozen=True)
-class _Product(_Node):
-    parts: Sequence[_Node] = ()
-
-    def points(self) -> Iterator[Values]:
-        return self._from(0, {})
-
-    def _from(self, start: int, before: Values) -> Iterator[Values]:
-        last = start == len(self.parts) - 1
-        for values in self.parts[start].points():
-            joined = {**before, **values}
-            if last:
-                yield joined
-            else:
-                yield from self._from(start + 1, joined)
-
-
-@dataclass(frozen=True)
-class _Union(_Node):
-    parts: Sequence[_Node] = ()
-
-    def points(self) -> Iterator[Values]:
-        for part in self.parts:
-            yield from part.points()
-
-
-@dataclass(frozen=True)
-class _Group(_Node):
-    """A part with values under it, and filters that see these and what lies further below."""
-
-    body: _Node = _Node()
-    below: Mapping[str, Any] = ()  # type: ignore[assignment]
-    defaults: Mapping[str, Any] = ()  # type: ignore[assignment]
-    filters: Sequence[Filter] = ()
-
-    def points(self) -> Iterator[Values]:
-        for values in self.body.points():
-            own = {**self.defaults, **values}
-            if self.filters:
-                seen = {**self.below, **own}
-                if not all(holds(seen) for holds in self.filters):
-                    continue
-            yield own
-
-
-def _merged(names: Iterator[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for some in names for name in some))
-
-
-def _product(parts: Sequence[_Node]) -> _Node:
-    if len(parts) < 2:
-        return parts[0] if parts else _Node()
-    size = 1
-    for part in parts:
-        size *= part.size
-    return _Product(**_about(parts), size=size, parts=parts)
-
-
-def _union(parts: Sequence[_Node]) -> _Node:
-    if len(parts) == 1:
-        return parts[0]
-    return _Union(**_about(parts), size=sum(part.size for part in parts), parts=parts)
-
-
-def _about(parts: Sequence[_Node]) -> dict[str, Any]:
-    return {
-        "keys": _merged(part.keys for part in parts),
-        "labels": _merged(part.labels for part in parts),
-        "filtered": any(part.filtered for part in parts),
-    }
 
 
 # ---------------------------------------------------------------- reading a declaration
@@ -207,11 +107,11 @@ class _Reader:
 
     # ---- axes
 
-    def axes(self, axes: Any, place: str, prefix: str = "", apart: bool = False, depth: int = 0) -> _Node:
+    def axes(self, axes: Any, place: str, prefix: str = "", apart: bool = False, depth: int = 0) -> Node:
         """Axes under `prefix`; `apart`: they lie within alternatives, so every key tells points apart."""
         if depth > MAX_DEPTH:
             self.fault(place, f"nested more than {MAX_DEPTH} deep")
-            return _Node()
+            return Node()
         if isinstance(axes, Mapping):
             parts = []
             for key, below in axes.items():
@@ -223,17 +123,17 @@ class _Reader:
         if not prefix:
             if axes is not None:
                 self.fault(place, f"must be a mapping of keys to values, not a {kind_of(axes)}", axes)
-            return _Node()
+            return Node()
         value = self.value(axes, place)
-        return _Alternatives(keys=(prefix,), labels=(prefix,) if apart else (), values=(value,))
+        return Alternatives(keys=(prefix,), labels=(prefix,) if apart else (), values=(value,))
 
-    def alternatives(self, items: Sequence[Any], place: str, prefix: str, depth: int) -> _Node:
+    def alternatives(self, items: Sequence[Any], place: str, prefix: str, depth: int) -> Node:
         if not items:
             self.fault(place, "has no values, so the sweep would have no points")
-            return _Node()
+            return Node()
         if not any(isinstance(item, Mapping) for item in items) and prefix:
             values = [self.value(item, place) for item in items]
-            return _Alternatives(keys=(prefix,), labels=(prefix,), size=len(values), values=values)
+            return Alternatives(keys=(prefix,), labels=(prefix,), size=len(values), values=values)
         parts = []
         for number, item in enumerate(items):
             inner = f"{place}.{number}"
@@ -241,10 +141,10 @@ class _Reader:
                 parts.append(self.axes(item, inner, prefix, True, depth + 1))
             else:
                 value = self.value(item, inner)
-                parts.append(_Alternatives(keys=(prefix,), labels=(prefix,), values=(value,)))
-        return _union(parts)
+                parts.append(Alternatives(keys=(prefix,), labels=(prefix,), values=(value,)))
+        return union(parts)
 
-    def product(self, parts: Sequence[_Node], place: str) -> _Node:
+    def product(self, parts: Sequence[Node], place: str) -> Node:
         seen: set[str] = set()
         for part in parts:
             for key in part.keys:
@@ -255,7 +155,7 @@ class _Reader:
                         hint="keep one of the two declarations",
                     )
             seen.update(part.keys)
-        return _product(parts)
+        return product(parts)
 
     # ---- groups
 
@@ -277,7 +177,7 @@ class _Reader:
             flat.update(added)
         return flat
 
-    def group(self, group: Any, place: str, below: Mapping[str, Any], depth: int = 0) -> _Node:
+    def group(self, group: Any, place: str, below: Mapping[str, Any], depth: int = 0) -> Node:
         if not isinstance(group, Mapping):
             self.fault(
                 place,
@@ -285,10 +185,10 @@ class _Reader:
                 group,
                 "write `- params: {lr: [1, 2]}`",
             )
-            return _Node()
+            return Node()
         if depth > MAX_DEPTH:
             self.fault(place, f"nested more than {MAX_DEPTH} deep")
-            return _Node()
+            return Node()
         self.unknown(group, _SWEEP_KEYS if depth == 0 else _GROUP_KEYS, place)
         defaults = self.fixed(self.mapping(group, "defaults", place), f"{place}.defaults")
         under = {**below, **defaults}
@@ -304,9 +204,9 @@ class _Reader:
             for number, item in enumerate(self.items(group, "groups", place))
         ]
         body = self.composed(group, [*parts, *inner], place)
-        keys = _merged(iter([tuple(defaults), body.keys]))
+        keys = merged(iter([tuple(defaults), body.keys]))
         filters = self.filters(group, place, (*below, *keys))
-        return _Group(
+        return Group(
             keys=keys,
             labels=body.labels,
             size=body.size,
@@ -317,7 +217,7 @@ class _Reader:
             filters=filters,
         )
 
-    def configs(self, group: Mapping[str, Any], place: str) -> _Node:
+    def configs(self, group: Mapping[str, Any], place: str) -> Node:
         parts = []
         for number, item in enumerate(self.items(group, "configs", place)):
             inner = f"{place}.configs.{number}"
@@ -325,13 +225,13 @@ class _Reader:
                 self.fault(inner, f"must be a mapping of keys to values, not a {kind_of(item)}", item)
                 continue
             values = self.fixed(item or {}, inner)
-            parts.append(_Fixed(keys=tuple(values), labels=tuple(values), values=values))
-        return _union(parts) if parts else _Node()
+            parts.append(Fixed(keys=tuple(values), labels=tuple(values), values=values))
+        return union(parts) if parts else Node()
 
-    def composed(self, group: Mapping[str, Any], parts: Sequence[_Node], place: str) -> _Node:
+    def composed(self, group: Mapping[str, Any], parts: Sequence[Node], place: str) -> Node:
         kind = group.get("type", "product")
         if kind == "list":
-            return _union(parts) if parts else _Node()
+            return union(parts) if parts else Node()
         if kind != "product":
             self.fault(f"{place}.type", "must be product or list", kind)
         return self.product(parts, place)
@@ -371,7 +271,7 @@ class Grid:
         self._root = reader.group(section, "sweep", base)
         if reader.faults:
             raise ConfigError(*reader.faults)
-        self.keys = _merged(iter([tuple(base), self._root.keys]))
+        self.keys = merged(iter([tuple(base), self._root.keys]))
         self.labels = self._root.labels
         self.size = self._root.size
         self.filtered = self._root.filtered
@@ -408,12 +308,13 @@ class Grid:
         return sum(1 for _ in self._root.points()) if self.filtered else self.size
 
 
-def _reads(node: _Node) -> Iterator[str]:
-    if isinstance(node, _Group):
+def _reads(node: Node) -> Iterator[str]:
+    if isinstance(node, Group):
         for each in node.filters:
-            yield from each.reads
+            if isinstance(each, Filter):
+                yield from each.reads
         yield from _reads(node.body)
-    elif isinstance(node, (_Product, _Union)):
+    elif isinstance(node, (Product, Union)):
         for part in node.parts:
             yield from _reads(part)
 
