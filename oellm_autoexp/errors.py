@@ -68,6 +68,14 @@ class ConfigError(AutoexpError):
         self.faults: Sequence[Fault] = faults
 
 
+class ConfigurationError(ConfigError):
+    """The config of an experiment cannot be found or read."""
+
+
+class ValidationError(ConfigurationError, ValueError):
+    """The config of an experiment, or a parameter of a grid, says what cannot be."""
+
+
 class StateError(AutoexpError):
     """The state directory is damaged, belongs to something else, or cannot be written."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,11 @@ def scalar(text: str) -> Any:
     if loader.faults:
         raise ConfigError(Fault(what=loader.faults[0][1], hint=loader.faults[0][2]))
     return str(value) if isinstance(value, str) else value
+
+
+def implicit_resolvers() -> Mapping[str, Sequence[tuple[str, re.Pattern[str]]]]:
+    """What this dialect takes for more than text, by first character: for those who write it."""
+    return _Loader.yaml_implicit_resolvers
 
 
 def tree(text: str) -> yaml.Node | None:

@@ -75,7 +75,7 @@ class _Open:
     """A part that takes any further key; they are attributes, too (`config.model.num_classes`)."""
 
     _non_strict: ClassVar[bool] = True
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **given: Any) -> None:
         extras = dict(given.pop("extras", {}))

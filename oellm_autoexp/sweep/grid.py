@@ -249,6 +249,28 @@ class _Reader:
         return filters
 
 
+def alternatives(key: str, values: Sequence[Any], place: str) -> Alternatives:
+    """The values of one key. What stands in the list is a value, also a list or a mapping.
+
+    `place`: where they were given.
+
+    Raises:
+        ConfigError: a key or a value that cannot be swept, or no value at all.
+    """
+    reader = _Reader()
+    dotted = reader.key(key, "", place)
+    if not isinstance(values, (list, tuple, range)):
+        hint = f"write [{values!r:.80}]"
+        reader.fault(place, f"must be a list of values, not a {kind_of(values)}", values, hint)
+        values = ()
+    elif not values:
+        reader.fault(place, "has no values, so the sweep would have no points")
+    checked = [reader.value(value, place) for value in values]
+    if reader.faults:
+        raise ConfigError(*reader.faults)
+    return Alternatives(keys=(dotted,), labels=(dotted,), size=len(checked), values=checked)
+
+
 class Grid:
     """A sweep that was read and found well-formed.
 

@@ -50,7 +50,7 @@ class Namer:
         shown = tuple(keys if params is None else params)
         self._project = project
         self._keys = tuple(keys)
-        self._short = _short_names(shown)
+        self._short = short_names(shown)
         # Without anything to show, the default must not end in "_".
         text = "{project}" if template is None and not shown else self.template
         self.reads: frozenset[str] = frozenset()
@@ -125,7 +125,7 @@ def _literal(text: str) -> Callable[[Values, int], str]:
     return lambda _values, _index: text
 
 
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
+def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Each key with its last component where that is enough to tell it from the others."""
     last = [key.rsplit(".", 1)[-1] for key in keys]
     return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
