@@ -14,7 +14,6 @@ import yaml
 from compoconf import parse_config
 
 from oellm_autoexp.config import yaml_loader
-from oellm_autoexp.config.tree import Tree
 from oellm_autoexp.config.typed import faults_of, shown
 from oellm_autoexp.core.experiment import ExperimentConfig, plain
 from oellm_autoexp.core.symbols import OPEN
@@ -27,6 +26,9 @@ ALIASES: Mapping[str, str] = {"trainer": "training", "training.batch_size": "dat
 SUFFIXES = (".yaml", ".yml", ".json")
 _ROOT = "experiment"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$([A-Za-z_][A-Za-z0-9_]*)")
+#: `$NAME` with backslashes before it, of which the last one goes.
+_ESCAPED_VARIABLE = re.compile(r"\\*\$[A-Za-z_][A-Za-z0-9_]*")
+_REFERENCE = re.compile(r"(\\*)\$\{")
 #: How many parts `Variations` keeps for the next config that has the same.
 _KEPT = 4096
 
@@ -135,6 +137,7 @@ class Variations:
 
     def __init__(self, base: ExperimentConfig) -> None:
         self.base = base
+        self._fields = vars(base)
         self._plain = base.to_dict()
         self._parts: dict[tuple[str, str], Any] = {}
         self._names: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -174,17 +177,21 @@ class Variations:
             by_section.setdefault(section, []).append((inner, value))
         changes = {section: self._section(section, given) for section, given in by_section.items()}
         try:
-            return replace(self.base, **changes, experiment_name=name)
+            return ExperimentConfig(**{**self._fields, **changes, "experiment_name": name})
         except (ValueError, TypeError) as error:
             raise ValidationError(Fault(what=str(error))) from None
+
+    @staticmethod
+    def place(key: str) -> tuple[str, ...]:
+        """Where a key stands, in whichever spelling it is given."""
+        section, dot, rest = key.partition(".")
+        renamed = ALIASES.get(section, section) + dot + rest
+        return tuple(ALIASES.get(renamed, renamed).split("."))
 
     def _place(self, key: str) -> tuple[str, tuple[str, ...]]:
         found = self._names.get(key)
         if found is None:
-            renamed = ALIASES.get(key, key)
-            section, dot, rest = renamed.partition(".")
-            renamed = ALIASES.get(section, section) + dot + rest
-            section, *inner = ALIASES.get(renamed, renamed).split(".")
+            section, *inner = self.place(key)
             found = self._names[key] = (section, tuple(inner))
         return found
 
@@ -265,13 +272,36 @@ def dumped(config: Mapping[str, Any] | ExperimentConfig, format: str) -> str:
         raise ConfigurationError(Fault(what=f"there is no format `{format}`", hint=hint))
     _check_plain(data, "")
     try:
-        as_json = json.dumps(data, indent=2, allow_nan=False)
-        as_json.encode()
-        text = to_yaml(data) if format == "yaml" else as_json + "\n"
-        text.encode()
-        return text
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+        text = as_json(escaped(data))
+        return to_yaml(escaped(data)) if format == "yaml" else text
+    except yaml.YAMLError as error:
         raise ConfigurationError(Fault(what=f"cannot be saved: {error}"[:300])) from None
+
+
+def as_json(data: Any) -> str:
+    """Plain data as JSON, its texts as they are.
+
+    Raises:
+        ConfigurationError: a value that JSON does not have.
+    """
+    _check_plain(data, "")
+    try:
+        return json.dumps(data, indent=2, allow_nan=False) + "\n"
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(Fault(what=f"cannot be saved: {error}"[:300])) from None
+
+
+def escaped(value: Any) -> Any:
+    """Plain data whose texts mean themselves where references are resolved."""
+    if isinstance(value, Mapping):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escaped(item) for item in value]
+    if not isinstance(value, str) or "$" not in value:
+        return value
+    if _ESCAPED_VARIABLE.fullmatch(value):
+        return f"\\{value}"
+    return _REFERENCE.sub(lambda found: f"{found[1] * 2}\\${{", value)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -314,6 +344,9 @@ def resolved(data: Mapping[str, Any], environment: Mapping[str, str] | None = No
     Raises:
         ConfigurationError: a reference that leads nowhere; a secret, which no file may hold.
     """
+    # What reads references takes a tenth of a second to import.
+    from oellm_autoexp.config.tree import Tree
+
     try:
         tree = Tree(_with_environment(data, data), environment=environment)
         found = _plain(tree.folded)
@@ -336,6 +369,8 @@ def _with_environment(value: Any, root: Mapping[str, Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_environment(item, root) for item in value]
     found = _VARIABLE.fullmatch(value) if isinstance(value, str) else None
+    if found is None and isinstance(value, str) and _ESCAPED_VARIABLE.fullmatch(value):
+        return value[1:]
     if found is None or (found[1] and found[1] in root):
         return value
     if found[2]:

@@ -19,6 +19,7 @@ from oellm_autoexp.sweep.scalars import label
 #: A longer name is a hash: it is for people to read.
 MAX_SHOWN = 120
 _DIGITS = 12
+_KEPT = 4096
 _ILLEGAL = re.compile(r"[^A-Za-z0-9.+-]+|(?<=\.)\.+")
 _HASH = re.compile(rf"[0-9a-f]{{{_DIGITS}}}")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
@@ -34,37 +35,51 @@ class NamingStrategy(str, Enum):
     TIMESTAMP_BASED = "timestamp_based"
 
 
-def experiment_name(
-    base: str,
-    parameters: Mapping[str, Any],
-    strategy: NamingStrategy,
-    *,
-    keys: Sequence[str] | None = None,
-    timestamp: str = "",
-) -> str:
-    """A name that is legal as path, git ref and name of a Slurm job; other parameters have another.
+class ExperimentNamer:
+    """Names that are legal as path, git ref and name of a Slurm job; other parameters have another.
 
     `keys` are those of the whole sweep: then each is shown by its last word where that is enough, in this
     order. Without, whole keys are shown, sorted. `timestamp` is what `TIMESTAMP_BASED` shows.
     """
-    legal = legalize(base)
-    head = legal.replace("=", "-")
-    if strategy is not NamingStrategy.PARAMETER_BASED:
-        stamp = f"{timestamp}_" if strategy is NamingStrategy.TIMESTAMP_BASED and timestamp else ""
-        return _ending(head, f"{stamp}{_digest(base, parameters)}")
-    shown = short_names(tuple(keys)) if keys is not None else {key: key for key in sorted(parameters)}
-    exact = head == legal
-    pieces = [head]
-    for key, short in shown.items():
-        if key in parameters:
-            piece, is_exact = _piece(short, parameters[key])
-            pieces.append(piece)
-            exact = exact and is_exact
-    name = "_".join(pieces)
-    if exact and len(name) <= MAX_SHOWN and legalize(name) == name and parameters.keys() <= shown.keys():
-        return name
-    kept = name if len(name) < MAX_SHOWN - _DIGITS else head
-    return _ending(kept, _digest(base, parameters))
+
+    def __init__(
+        self, base: str, strategy: NamingStrategy, *, keys: Sequence[str] | None = None, timestamp: str = ""
+    ) -> None:
+        self._base, self._strategy = base, strategy
+        legal = legalize(base)
+        self._head = legal.replace("=", "-")
+        self._exact = self._head == legal
+        self._shown = short_names(tuple(keys)) if keys is not None else None
+        self._stamp = f"{timestamp}_" if strategy is NamingStrategy.TIMESTAMP_BASED and timestamp else ""
+        #: Values come again and again in a product.
+        self._pieces: dict[tuple[str, str], tuple[str, bool]] = {}
+
+    def name(self, parameters: Mapping[str, Any]) -> str:
+        """The name of an experiment."""
+        if self._strategy is not NamingStrategy.PARAMETER_BASED:
+            return _ending(self._head, f"{self._stamp}{_digest(self._base, parameters)}")
+        shown = self._shown if self._shown is not None else {key: key for key in sorted(parameters)}
+        exact = self._exact and parameters.keys() <= shown.keys()
+        pieces = [self._head]
+        for key, short in shown.items():
+            if key in parameters:
+                piece, is_exact = self._piece(short, parameters[key])
+                pieces.append(piece)
+                exact = exact and is_exact
+        name = "_".join(pieces)
+        if exact and len(name) <= MAX_SHOWN and legalize(name) == name:
+            return name
+        kept = name if len(name) < MAX_SHOWN - _DIGITS else self._head
+        return _ending(kept, _digest(self._base, parameters))
+
+    def _piece(self, key: str, value: Any) -> tuple[str, bool]:
+        wanted = (key, repr(value))
+        found = self._pieces.get(wanted)
+        if found is None:
+            if len(self._pieces) >= _KEPT:
+                self._pieces.clear()
+            found = self._pieces[wanted] = _piece(key, value)
+        return found
 
 
 def parsed_name(name: str) -> dict[str, Any]:
