@@ -11,12 +11,46 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from oellm_autoexp.config.monitors import SlurmLogMonitor as SlurmLogMonitor
+    from oellm_autoexp.core.experiment import CheckpointConfig as CheckpointConfig
+    from oellm_autoexp.core.experiment import DataConfig as DataConfig
+    from oellm_autoexp.core.experiment import EpochLengthPolicy as EpochLengthPolicy
+    from oellm_autoexp.core.experiment import ExperimentConfig as ExperimentConfig
+    from oellm_autoexp.core.experiment import FaultToleranceConfig as FaultToleranceConfig
+    from oellm_autoexp.core.experiment import HooksConfig as HooksConfig
+    from oellm_autoexp.core.experiment import LoggingConfig as LoggingConfig
+    from oellm_autoexp.core.experiment import ModelConfig as ModelConfig
+    from oellm_autoexp.core.experiment import MultiDataLoaderConfig as MultiDataLoaderConfig
+    from oellm_autoexp.core.experiment import OptimizerConfig as OptimizerConfig
+    from oellm_autoexp.core.experiment import PerformanceConfig as PerformanceConfig
+    from oellm_autoexp.core.experiment import PreemptionConfig as PreemptionConfig
+    from oellm_autoexp.core.experiment import SamplingStrategy as SamplingStrategy
+    from oellm_autoexp.core.experiment import SchedulerConfig as SchedulerConfig
+    from oellm_autoexp.core.experiment import SLURMConfig as SLURMConfig
+    from oellm_autoexp.core.experiment import TrainingConfig as TrainingConfig
+    from oellm_autoexp.core.experiment import ValidationConfig as ValidationConfig
+    from oellm_autoexp.errors import ConfigurationError as ConfigurationError
+    from oellm_autoexp.errors import ValidationError as ValidationError
     from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicy as AdjustTimeLimitPolicy
     from oellm_autoexp.reactions.policies import AlwaysRestartPolicy as AlwaysRestartPolicy
     from oellm_autoexp.reactions.policies import NoRestartPolicy as NoRestartPolicy
     from oellm_autoexp.services.calls import render_scripts as render_scripts
     from oellm_autoexp.services.calls import submit_jobs as submit_jobs
+    from oellm_autoexp.services.experiments import ConfigurationManager as ConfigurationManager
+    from oellm_autoexp.services.framework import ExecutionMode as ExecutionMode
+    from oellm_autoexp.services.framework import ExperimentLauncher as ExperimentLauncher
+    from oellm_autoexp.services.framework import ExperimentResult as ExperimentResult
+    from oellm_autoexp.services.framework import GridSearchExecutor as GridSearchExecutor
+    from oellm_autoexp.services.framework import GridSearchResult as GridSearchResult
+    from oellm_autoexp.services.framework import ModelTrainingFramework as ModelTrainingFramework
+    from oellm_autoexp.services.grid_search import ExperimentNaming as ExperimentNaming
+    from oellm_autoexp.services.grid_search import ParameterGridSearch as ParameterGridSearch
+    from oellm_autoexp.services.validation import ClusterProfile as ClusterProfile
+    from oellm_autoexp.services.validation import ConfigValidator as ConfigValidator
+    from oellm_autoexp.services.validation import ResourceCheck as ResourceCheck
+    from oellm_autoexp.services.validation import ValidationResult as ValidationResult
     from oellm_autoexp.store.git import GitOperationLock as GitOperationLock
+    from oellm_autoexp.sweep.experiment_names import NamingStrategy as NamingStrategy
+    from oellm_autoexp.sweep.parameters import ParameterGrid as ParameterGrid
 
 __version__ = "0.1.0"
 
@@ -25,8 +59,42 @@ _HOMES = {
     "AdjustTimeLimitPolicy": "oellm_autoexp.reactions.policies",
     "AlwaysRestartPolicy": "oellm_autoexp.reactions.policies",
     "GitOperationLock": "oellm_autoexp.store.git",
+    "CheckpointConfig": "oellm_autoexp.core.experiment",
+    "ClusterProfile": "oellm_autoexp.services.validation",
+    "ConfigValidator": "oellm_autoexp.services.validation",
+    "ConfigurationError": "oellm_autoexp.errors",
+    "ConfigurationManager": "oellm_autoexp.services.experiments",
+    "DataConfig": "oellm_autoexp.core.experiment",
+    "EpochLengthPolicy": "oellm_autoexp.core.experiment",
+    "ExecutionMode": "oellm_autoexp.services.framework",
+    "ExperimentConfig": "oellm_autoexp.core.experiment",
+    "ExperimentLauncher": "oellm_autoexp.services.framework",
+    "ExperimentNaming": "oellm_autoexp.services.grid_search",
+    "ExperimentResult": "oellm_autoexp.services.framework",
+    "FaultToleranceConfig": "oellm_autoexp.core.experiment",
+    "GridSearchExecutor": "oellm_autoexp.services.framework",
+    "GridSearchResult": "oellm_autoexp.services.framework",
+    "HooksConfig": "oellm_autoexp.core.experiment",
+    "LoggingConfig": "oellm_autoexp.core.experiment",
+    "ModelConfig": "oellm_autoexp.core.experiment",
+    "ModelTrainingFramework": "oellm_autoexp.services.framework",
+    "MultiDataLoaderConfig": "oellm_autoexp.core.experiment",
+    "NamingStrategy": "oellm_autoexp.sweep.experiment_names",
     "NoRestartPolicy": "oellm_autoexp.reactions.policies",
+    "OptimizerConfig": "oellm_autoexp.core.experiment",
+    "ParameterGrid": "oellm_autoexp.sweep.parameters",
+    "ParameterGridSearch": "oellm_autoexp.services.grid_search",
+    "PerformanceConfig": "oellm_autoexp.core.experiment",
+    "PreemptionConfig": "oellm_autoexp.core.experiment",
+    "ResourceCheck": "oellm_autoexp.services.validation",
+    "SLURMConfig": "oellm_autoexp.core.experiment",
+    "SamplingStrategy": "oellm_autoexp.core.experiment",
+    "SchedulerConfig": "oellm_autoexp.core.experiment",
     "SlurmLogMonitor": "oellm_autoexp.config.monitors",
+    "TrainingConfig": "oellm_autoexp.core.experiment",
+    "ValidationConfig": "oellm_autoexp.core.experiment",
+    "ValidationError": "oellm_autoexp.errors",
+    "ValidationResult": "oellm_autoexp.services.validation",
     "render_scripts": "oellm_autoexp.services.calls",
     "submit_jobs": "oellm_autoexp.services.calls",
 }

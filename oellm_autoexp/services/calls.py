@@ -14,6 +14,10 @@ from oellm_autoexp.services.plan import PlanResult
 if TYPE_CHECKING:
     from oellm_autoexp.core.events import Event
     from oellm_autoexp.core.session import Session
+    from oellm_autoexp.monitor.loop import Loop
+
+#: Each is time-boxed; together they begin some thousand submissions.
+_BEGINNING_TICKS = 100
 
 
 def planned(
@@ -108,8 +112,9 @@ def submit_jobs(
     what the command line would ask (`project.confirm_gpu_hours`, and what `prune` cancels).
 
     With `wait` this call watches, restarts and acts until every job has a verdict, and `on_event` is told of
-    each event; if it is interrupted, the jobs go on. Without, a process in the background does so. Where
-    another process watches the session already, it takes the jobs over, and the call returns at once.
+    each event; if it is interrupted, the jobs go on. Without, it returns when the scheduler has what may
+    start, and a process in the background does the rest. Where another process watches the session already,
+    it takes the jobs over, and the call returns at once.
 
         session = submit_jobs("sweep.yaml", scheduler="local")
         failed = [name for name, job in session.jobs.items() if job.state != "succeeded"]
@@ -136,6 +141,8 @@ def submit_jobs(
     paths = result.loaded.paths
     _, loop = service.submit(result, update=update, prune=prune, watch=Watch(on_event=on_event))
     if not wait:
+        if loop is not None:
+            _begin(loop)
         hand_over(paths, loop)
     elif loop is not None:
         try:
@@ -143,3 +150,13 @@ def submit_jobs(
         finally:
             loop.close()
     return replay(paths)
+
+
+def _begin(loop: Loop) -> None:
+    """Tick until what may start has been submitted; an unclear submission is left to whoever leads next."""
+    loop.start()
+    for _ in range(_BEGINNING_TICKS):
+        before = len(loop.session.submissions)
+        loop.tick()
+        if len(loop.session.submissions) in (0, before):
+            return
