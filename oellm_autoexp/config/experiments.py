@@ -61,6 +61,8 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValidationError: it is no mapping with texts as keys, or a key stands in two spellings.
     """
+    if not isinstance(config, Mapping):
+        raise ValidationError(Fault(what=f"a config must be a mapping, not a {kind_of(config)}"))
     _check_plain(config, "")
     data: dict[str, Any] = plain(config)
     for alias, key in ALIASES.items():
@@ -92,8 +94,6 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             _check_plain(item, f"{key}.{number}", depth + 1)
-    elif not key:
-        raise ValidationError(Fault(what=f"a config must be a mapping, not a {kind_of(value)}"))
 
 
 def _within(key: str) -> str:
@@ -286,7 +286,9 @@ def as_json(data: Any) -> str:
     """
     _check_plain(data, "")
     try:
-        return json.dumps(data, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        text.encode()
+        return text
     except (ValueError, TypeError) as error:
         raise ConfigurationError(Fault(what=f"cannot be saved: {error}"[:300])) from None
 
