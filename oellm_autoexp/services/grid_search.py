@@ -142,21 +142,26 @@ class ParameterGridSearch:
         if config.experiment_name != self.base_config.experiment_name:
             return config.experiment_name
         data = config.to_dict()
-        values = {key: _at(data, Variations.place(key)) for key in self.keys}
+        values = {key: _at(data, Variations.place(key)) for key in self.labels}
         return self._namer().name({key: value for key, value in values.items() if value is not None})
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """Every key that is swept, in order."""
-        return tuple(dict.fromkeys(key for grid in self.parameter_grids for key in grid.keys))
+    def labels(self) -> tuple[str, ...]:
+        """Every key that tells experiments apart, in order: names show them."""
+        return tuple(dict.fromkeys(key for grid in self.parameter_grids for key in grid.labels))
 
     def _maker(self) -> Callable[[Mapping[str, Any]], ExperimentConfig]:
-        variations, namer = Variations(self.base_config), self._namer()
-        return lambda point: variations.made(point, namer.name(point))
+        variations, namer, labels = Variations(self.base_config), self._namer(), self.labels
+
+        def made(point: Mapping[str, Any]) -> ExperimentConfig:
+            shown = {key: point[key] for key in labels if key in point}
+            return variations.made(point, namer.name(shown))
+
+        return made
 
     def _namer(self) -> ExperimentNamer:
         base, strategy = self.base_config.experiment_name, self.naming_strategy
-        return ExperimentNamer(base, strategy, keys=self.keys, timestamp=self._timestamp)
+        return ExperimentNamer(base, strategy, keys=self.labels, timestamp=self._timestamp)
 
     # ---- files
 

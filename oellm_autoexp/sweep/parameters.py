@@ -197,6 +197,12 @@ class ParameterGrid:
         node = self._node()
         return node.keys if node is not None else ()
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The keys that tell points apart: all but the computed ones."""
+        node = self._node()
+        return node.labels if node is not None else ()
+
     # ---- as data
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from oellm_autoexp import (
     ModelConfig,
     MultiDataLoaderConfig,
     OptimizerConfig,
+    ParameterGrid,
     ParameterGridSearch,
     SamplingStrategy,
     ValidationError,
@@ -409,6 +410,13 @@ def test_the_name_of_a_config_is_that_which_the_search_gives_it() -> None:
     first, second = search.generate_experiments()
     assert search.get_experiment_name(first) == first.experiment_name == "x_lr=0.5"
     assert search.get_experiment_name(replace(second, experiment_name="x")) == "x_lr=0.25"
+
+
+def test_names_show_what_tells_experiments_apart_and_not_what_follows_from_it() -> None:
+    grid = ParameterGrid("a").add_parameter("optimizer.lr", [0.5])
+    grid.add_computed_parameter("optimizer.weight_decay", lambda point: point["optimizer.lr"] / 2)
+    (made,) = ParameterGridSearch({"experiment_name": "x"}).add_grid(grid).generate_experiments()
+    assert (made.experiment_name, made.optimizer.weight_decay) == ("x_lr=0.5", 0.25)
 
 
 def test_a_saved_search_gives_the_same_experiments(tmp_path: Path) -> None:

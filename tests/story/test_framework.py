@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commands import until
+from commands import Cli, until
 
 from oellm_autoexp import (
     ClusterProfile,
@@ -29,8 +30,8 @@ from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.errors import ConfigError, UsageError
 from oellm_autoexp.services.framework import ExperimentLauncher
 from oellm_autoexp.services.session import replay
-from oellm_autoexp.services.views import rows
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "grid-search.md"
 TRAIN = """\
 import json, pathlib, sys
 from oellm_autoexp import ConfigurationManager
@@ -203,10 +204,26 @@ def test_sample_of_a_grid_search_that_runs(project: Path) -> None:
     assert {(each["optimizer"]["lr"], each["data"]["batch_size"]) for each in seen} == {
         (lr, size) for lr in (1e-4, 5e-4) for size in (32, 64)
     }
-    session = replay(SessionPaths(home / ".oellm-autoexp"))
-    assert {(row.parameters["lr"], row.parameters["batch_size"]) for row in rows(session, 0.0)} == {
+    shown = Cli(project)("status", str(home / "autoexp.yaml"), "--json")
+    assert shown.returncode == 0, shown.stderr
+    rows = json.loads(shown.stdout)["jobs"]
+    assert {(row["parameters"]["lr"], row["parameters"]["batch_size"]) for row in rows} == {
         (lr, size) for lr in (1e-4, 5e-4) for size in (32, 64)
     }
+    assert [row["scheduler_id"] for row in rows] == results.submitted_jobs
+
+
+def test_the_page_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its blocks, one after the other."""
+    given: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(block, given)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 7
+    assert printed[0] == "baseline_lr=0.0001_hidden-size=256_num-layers=6_ba2 60" or printed[0].endswith(
+        " 60"
+    )
+    assert printed[-2:] == ["True", f"{given['results'].submitted_jobs} 100.0 {{}}"]
 
 
 # ---------------------------------------------------------------- what is not done twice, and what is refused
