@@ -12,6 +12,7 @@ from oellm_autoexp.errors import ConfigError
 from oellm_autoexp.schedulers.slurm.text import (
     directives,
     left_until_deadline,
+    options_of,
     options_of_shell,
     submission_options,
 )
@@ -98,3 +99,27 @@ def test_what_waits_behind_another_job_depends_on_its_end_alone() -> None:
     assert "--dependency=afterany:12_3" in behind
     plain = submission_options(Submission(token="t", tasks=tasks), script)
     assert not any(option.startswith("--dependency") for option in plain)
+
+
+def test_directives_are_read_in_every_form_that_sbatch_takes() -> None:
+    """Long and short, with the value attached, behind `=` or in the next word; several in a line; quoted."""
+    script = """#!/bin/bash
+#SBATCH -N2 -n 4 --time=1:00 # --mem=1G
+#SBATCH --exclusive -c8 --job-name="two words"
+# a comment
+##SBATCH --qos=low
+
+#SBATCH -a1-3 --mem 16G
+true
+#SBATCH --hold
+"""
+    assert options_of(script) == {
+        "nodes": "2",
+        "ntasks": "4",
+        "time": "1:00",
+        "exclusive": "",
+        "cpus-per-task": "8",
+        "job-name": "two words",
+        "array": "1-3",
+        "mem": "16G",
+    }

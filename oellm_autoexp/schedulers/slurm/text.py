@@ -122,6 +122,9 @@ def options_of(script: str) -> dict[str, str]:
         for word in shlex.split(line.removeprefix("#SBATCH"), comments=True):
             if word.startswith("-"):
                 name, _, value = word.lstrip("-").partition("=")
+                if not word.startswith("--") and len(name) > 1:
+                    # A short option and its value may be one word: -N2.
+                    name, value = word[1], word[2:]
                 last = option(name)
                 found[last] = value
             elif last and not found[last]:
