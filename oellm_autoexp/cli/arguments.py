@@ -35,6 +35,16 @@ Jobs = Annotated[
     Optional[list[str]],
     typer.Argument(help="Names, prefixes, globs, key=value, or scheduler ids.", autocompletion=complete.jobs),
 ]
+SubmitDryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written; submit nothing.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Watch in the background: this terminal may be closed.")
+]
+Update = Annotated[bool, typer.Option("--update", help="Take changed jobs.")]
+Canary = Annotated[
+    Optional[int],
+    typer.Option(metavar="N", min=0, help="Start N jobs; the others wait until these work. 0: none wait."),
+]
+Prune = Annotated[bool, typer.Option("--prune", help="Cancel jobs that the plan no longer has.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

@@ -22,6 +22,7 @@ from oellm_autoexp.cli import (
     nodes,
     rehearse,
     report,
+    run,
     steer,
     submit,
 )
@@ -31,8 +32,8 @@ from oellm_autoexp.errors import AutoexpError
 EXIT_CODES = """\
 \b
 Exit codes:
-  0    done; submit, monitor: every job succeeded
-  1    submit, monitor: some jobs did not succeed
+  0    done; submit, run, wrap, monitor: every job succeeded
+  1    submit, run, wrap, monitor: some jobs did not succeed
   2    a mistake in the config or in usage; nothing was changed
   3    it could not do its work
   130  Ctrl-C: running jobs go on"""
@@ -65,6 +66,17 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         submit.submit,
         ["submit sweep.yaml --local", "submit sweep.yaml --local --detach", "submit sweep.yaml --canary 2"],
     ),
+    (
+        run.run,
+        [
+            "run --local -- python train.py",
+            "run --name tiny --sweep lr=1e-3,3e-4 --sweep 'seed=range(0,4)' -- "
+            "python train.py --lr {lr} --seed {seed}",
+            "run --name tiny --sweep lr=1e-3,3e-4 --save-config tiny.yaml -- python train.py --lr {lr}",
+            "run -o slurm=lumi -o slurm.sbatch.time=4:00:00 --detach -- python train.py",
+        ],
+    ),
+    (run.wrap, ["wrap job.sbatch", "wrap job.sbatch --detach -o slurm.sbatch.time=4:00:00 -- --lr 0.1"]),
     (
         log_watch.monitor,
         ["monitor outputs", "monitor sweep.yaml --log train=train.out --action convert='python c.py {path}'"],
@@ -105,7 +117,7 @@ DAEMON_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (daemon.run, ["daemon run outputs"]),
 )
 #: What leaves its work undone when nobody reads its output any more.
-WATCHING = (submit.submit, log_watch.monitor, daemon.run, adopt.adopt)
+WATCHING = (submit.submit, run.run, run.wrap, log_watch.monitor, daemon.run, adopt.adopt)
 
 
 def _outlives_its_reader(command: Callable[..., None]) -> Callable[..., None]:

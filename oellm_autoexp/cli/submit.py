@@ -6,19 +6,24 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from oellm_autoexp.cli.arguments import (
     AsJson,
+    Canary,
     ConfigDir,
     ConfigRef,
+    Detach,
     Fake,
     Local,
     Override,
+    Prune,
     Scenario,
     SessionRef,
+    SubmitDryRun,
+    Update,
     Yes,
     confirm,
     scheduler_flag,
@@ -51,10 +56,15 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Check a config, expand its sweep, and write scripts and sweep.json."""
+    result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
+    show(result, dry_run=dry_run, as_json=as_json)
+
+
+def show(result: Any, *, dry_run: bool, as_json: bool) -> None:
+    """Print a plan, and write its files unless this is a dry run."""
     from oellm_autoexp.services import plan as service
     from oellm_autoexp.services.source import exposed
 
-    result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     _warn([*service.unused_in_shell(result.loaded), *exposed(result)])
     if not dry_run:
         service.write(result, result.loaded.effects, leave=result.held)
@@ -117,32 +127,23 @@ def submit(
     local: Local = False,
     fake: Fake = False,
     scenario: Scenario = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be written; submit nothing.")
-    ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Watch in the background: this terminal may be closed.")
-    ] = False,
-    update: Annotated[bool, typer.Option("--update", help="Take changed jobs.")] = False,
-    canary: Annotated[
-        Optional[int],
-        typer.Option(
-            metavar="N", min=0, help="Start N jobs; the others wait until these work. 0: none wait."
-        ),
-    ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Cancel jobs that the plan no longer has.")] = False,
+    dry_run: SubmitDryRun = False,
+    detach: Detach = False,
+    update: Update = False,
+    canary: Canary = None,
+    prune: Prune = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit what is not done yet, and watch until everything has a verdict."""
     if canary is not None:
         override = [*(override or []), f"scheduler.canary={canary}"]
+    result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     if dry_run:
-        plan(config_ref, config_dir, override, local, fake, scenario, dry_run=True, as_json=as_json)
+        show(result, dry_run=True, as_json=as_json)
         return
     from oellm_autoexp.services.daemon import behind
 
-    result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     hand_in(result, update=update, prune=prune, yes=yes, as_json=as_json, begin=behind if detach else None)
 
 

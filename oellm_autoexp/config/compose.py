@@ -32,6 +32,7 @@ def load(
     shorthands: Mapping[str, Any] | None = None,
     load_plugins: Loader | None = None,
     cwd: Path | None = None,
+    directory: Path | None = None,
     timestamp: str | None = None,
 ) -> Composed:
     """Compose a config.
@@ -39,12 +40,13 @@ def load(
     `ref` is a YAML file, or the name of a config in `config_dir` or among the shipped groups. `overrides` are
     `key=value` with dotted keys, or `group=option`; `shorthands` are keys that a flag sets. `load_plugins` is
     called with the config's `plugins` and its directory before anything is parsed. Relative references and
-    paths of overrides start at `cwd` (None: the process's).
+    paths of overrides start at `cwd` (None: the process's). `directory`: where the file counts as standing
+    (None: where it does).
 
     Raises:
         ConfigError: every mistake found, each with its place, value and repair.
     """
-    return _Load(ref, config_dir, overrides, shorthands or {}, cwd or Path.cwd()).composed(
+    return _Load(ref, config_dir, overrides, shorthands or {}, cwd or Path.cwd(), directory).composed(
         load_plugins, timestamp
     )
 
@@ -59,6 +61,7 @@ class _Load:
         given: Sequence[str],
         shorthands: Mapping[str, Any],
         cwd: Path,
+        directory: Path | None,
     ) -> None:
         self._cwd = cwd
         self._texts = tuple(given)
@@ -66,11 +69,11 @@ class _Load:
         directories = [*self._config_dir(config_dir), shipped()]
         self._file, self._by_name = self._primary(ref, directories)
         if not self._by_name:
-            directories.insert(0, self._file.parent)
+            directories[:0] = [self._file.parent] if directory is None else [self._file.parent, directory]
         self._directories = list(dict.fromkeys(path.resolve() for path in directories))
         self._given = overrides.parse(given, self._directories)
         # A config by name is one of many in a directory: its paths start where the command is given.
-        self.directory = cwd if self._by_name else self._file.parent
+        self.directory = directory or (cwd if self._by_name else self._file.parent)
 
     def _config_dir(self, config_dir: Path | None) -> list[Path]:
         if config_dir is None:

@@ -30,6 +30,11 @@ class SessionPaths:
         """A cache for people and other programs; the journal is the truth."""
         return self.monitor / "state.json"
 
+    @property
+    def config(self) -> Path:
+        """The config of a session whose config is no file of a person's."""
+        return self.state_dir / "config.yaml"
+
     @cached_property
     def journal(self) -> Path:
         return self.monitor / "journal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from oellm_autoexp.core import events as ev
@@ -137,7 +138,7 @@ def difference(old: JobSpec, new: JobSpec) -> str:
             (i for i, (a, b) in enumerate(zip(old.argv, new.argv, strict=False)) if a != b),
             min(len(old.argv), len(new.argv)),
         )
-        parts.append(f"command, from word {at + 1}: {_words(old.argv, at)} -> {_words(new.argv, at)}")
+        parts.append(_command(old.argv, new.argv, at))
     if old.source != new.source:
         parts.append(f"source: {_source(old.source)} -> {_source(new.source)}")
     return "; ".join(parts) or "the environment or the backend differs"
@@ -145,6 +146,16 @@ def difference(old: JobSpec, new: JobSpec) -> str:
 
 def _source(key: str) -> str:
     return f"tree {key}" if key else "not isolated"
+
+
+def _command(old: Sequence[str], new: Sequence[str], at: int) -> str:
+    """What differs from a word on; of a word that is a script, the first line."""
+    before, after = ("".join(argv[at : at + 1]).splitlines() for argv in (old, new))
+    if len(before) < 2 or len(after) < 2:
+        return f"command, from word {at + 1}: {_words(old, at)} -> {_words(new, at)}"
+    pairs = enumerate(zip_longest(before, after, fillvalue="(nothing)"), 1)
+    line, texts = next(((n, pair) for n, pair in pairs if pair[0] != pair[1]), (1, ("", "")))
+    return f"command, line {line} of word {at + 1}: {texts[0].strip()} -> {texts[1].strip()}"
 
 
 def _words(argv: Sequence[str], start: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from oellm_autoexp.errors import UsageError
 from oellm_autoexp.services import plan as planning
-from oellm_autoexp.services.plan import PlanResult
+from oellm_autoexp.services.plan import Loaded, PlanResult
 
 if TYPE_CHECKING:
     from oellm_autoexp.core.events import Event
@@ -46,6 +46,15 @@ def planned(
         scheduler=scheduler,
         scenario=Path(scenario) if scenario is not None else None,
     )
+    return planned_of(loaded)
+
+
+def planned_of(loaded: Loaded) -> PlanResult:
+    """The plan of a config that is loaded.
+
+    Raises:
+        ConfigError, UsageError, StateError: as `planned`.
+    """
     if not loaded.paths.journal.is_dir():
         return planning.plan(loaded, isolated=isolated)
     # The machinery of sessions takes a tenth of a second to import; the first plan does without.

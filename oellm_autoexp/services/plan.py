@@ -80,6 +80,8 @@ class Loaded:
     cwd: Path
     #: What to load again: reference, directory, overrides.
     source: Mapping[str, Any]
+    #: The text of a config that is no file of a person's; it is kept beside the session's state.
+    text: str | None = None
 
 
 #: Keys of the section `slurm` that are the scheduler's.
@@ -96,13 +98,15 @@ def load(
     scheduler: str | None = None,
     scenario: Path | None = None,
     cwd: Path | None = None,
+    directory: Path | None = None,
     effects: Effects | None = None,
 ) -> Loaded:
     """Compose a config, with every plug-in it names, and make its scheduler.
 
     `config_dir` (None: `./config` where there is one) is searched before the shipped groups. `scheduler`
     ("local", "slurm", "fake") wins over the config; `scenario` is what happens on the fake cluster. `cwd`
-    (None: the process's) is where commands run, and where relative references start.
+    (None: the process's) is where commands run, and where relative references start. `directory` is where the
+    config counts as standing (None: where it does).
 
     Raises:
         ConfigError: every mistake in the config.
@@ -123,6 +127,7 @@ def load(
             shorthands={**shorthands, **more},
             load_plugins=plugins.load,
             cwd=where,
+            directory=directory,
         )
 
     composed = composed_with({})
@@ -387,7 +392,10 @@ def _raised(limit_s: float, policy: PolicyInForce) -> float:
 
 def files(result: PlanResult) -> Iterator[PlannedFile]:
     """Every file that `write` writes, in order. A dry run shows these, byte for byte."""
-    yield PlannedFile(path=result.loaded.paths.guard, data=guard_source(), mode=0o700)
+    loaded = result.loaded
+    yield PlannedFile(path=loaded.paths.guard, data=guard_source(), mode=0o700)
+    if loaded.text is not None:
+        yield PlannedFile(path=loaded.paths.config, data=loaded.text.encode(), mode=0o600)
     for job in result.jobs:
         yield PlannedFile(path=Path(job.spec.script_path), data=job.script.encode(), mode=_SCRIPT_MODE)
     if result.sweep_json is not None:

@@ -6,18 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from oellm_autoexp.config import compose
+from oellm_autoexp.config import compose, yaml_writer
 from oellm_autoexp.config.groups import options
 from oellm_autoexp.core.layout import RESERVED_JOB_NAMES
 from oellm_autoexp.errors import UsageError, did_you_mean
 from oellm_autoexp.store.effects import Effects
 
-_PLAIN = re.compile(r"(--?)?[A-Za-z][A-Za-z0-9_./-]*", re.ASCII)
-#: Words that some reader of YAML takes for something else than text.
-_NOT_TEXT = frozenset(["true", "false", "null", "yes", "no", "on", "off", "y", "n", "inf", "nan"])
-_BEFORE_REFERENCE = re.compile(r"(\\*)\$\{")
-#: Characters that stand for something while a config is read, and what UTF-8 cannot write.
-_UNWRITABLE = re.compile("[\ue000\ue001\ue00f\ud800-\udfff\0]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _WIDTH = 96
 
@@ -29,9 +23,8 @@ def config_text(command: Sequence[str], *, name: str | None = None, slurm: str |
         UsageError: a command or a name that no config can hold.
     """
     if not command or not command[0]:
-        hint = "write it behind `--`: oellm-autoexp init -- python train.py"
-        raise UsageError("there is no command", hint=hint)
-    project = _project(command, name)
+        raise no_command("init")
+    project = project_name(command, name)
     defaults = f"defaults: [slurm: {slurm}, _self_]\n" if slurm else ""
     parts = [
         _HEAD.format(name=_scalar(project), project=project, defaults=defaults),
@@ -41,6 +34,12 @@ def config_text(command: Sequence[str], *, name: str | None = None, slurm: str |
         _RULES,
     ]
     return "".join(parts)
+
+
+def no_command(verb: str) -> UsageError:
+    """That a command is missing behind `init` or `run`."""
+    hint = f"write it behind `--`: oellm-autoexp {verb} -- python train.py"
+    return UsageError("there is no command", hint=hint)
 
 
 def check_group(slurm: str, directories: Sequence[Path]) -> None:
@@ -73,7 +72,12 @@ def write(path: Path, text: str, effects: Effects) -> None:
 # ---------------------------------------------------------------- pieces
 
 
-def _project(command: Sequence[str], given: str | None) -> str:
+def project_name(command: Sequence[str], given: str | None) -> str:
+    """The name that was given, or one that the command suggests.
+
+    Raises:
+        UsageError: the given one cannot be a name.
+    """
     if given is not None:
         if not _NAME.fullmatch(given) or given in RESERVED_JOB_NAMES:
             hint = "use letters, digits, `-`, `_` and `.`; a name of a directory of ours is none"
@@ -99,27 +103,7 @@ def _scalar(word: str) -> str:
     Raises:
         UsageError: it cannot be written.
     """
-    if _UNWRITABLE.search(word):
-        what = f"the word {word!r} holds a character that a config cannot hold"
-        raise UsageError(what, hint="put the command into a script, and give the script")
-    if word == "???":
-        what = "the word `???` stands for a value that is still to be set"
-        raise UsageError(what, hint="put the command into a script, and give the script")
-    # `${` begins a reference; its backslash, and those before it, are doubled as OmegaConf reads them.
-    text = _BEFORE_REFERENCE.sub(lambda match: match.group(1) * 2 + r"\${", word)
-    if _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT:
-        return text
-    if text.isprintable():
-        return "'" + text.replace("'", "''") + "'"
-    return '"' + "".join(map(_escaped, text)) + '"'
-
-
-def _escaped(char: str) -> str:
-    if char in '\\"':
-        return "\\" + char
-    if char.isprintable():
-        return char
-    return {"\n": "\\n", "\t": "\\t"}.get(char) or f"\\U{ord(char):08X}"
+    return yaml_writer.scalar(yaml_writer.literal(word))
 
 
 _HEAD = """\

@@ -43,7 +43,9 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
     done = _reconciled(session, result, opened, update=update, prune=prune)
     if done.refused:
         faults = [Fault(key=name, what=f"has changed: {what}") for name, what in done.changed.items()]
-        hint = "`--update` takes the new ones; another project.name or base_output_dir keeps both"
+        hint = (
+            "`--update` takes the new ones; another project.name (`run --name`) or base_output_dir keeps both"
+        )
         raise ConfigError(*faults, Fault(what="nothing was submitted", hint=hint))
     return done
 
