@@ -46,11 +46,13 @@ def planned(
         scheduler=scheduler,
         scenario=Path(scenario) if scenario is not None else None,
     )
-    return planned_of(loaded)
+    return planned_of(loaded, isolated=isolated)
 
 
-def planned_of(loaded: Loaded) -> PlanResult:
+def planned_of(loaded: Loaded, *, isolated: bool = True) -> PlanResult:
     """The plan of a config that is loaded.
+
+    `isolated`: as for `services.plan.plan`.
 
     Raises:
         ConfigError, UsageError, StateError: as `planned`.
