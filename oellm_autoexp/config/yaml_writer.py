@@ -97,12 +97,11 @@ def _entry(key: str, value: Any, indent: str) -> Iterator[str]:
 def _text(head: str, value: Any, indent: str) -> Iterator[str]:
     """A value behind its key; a text of several lines as it stands."""
     lines = value.split("\n") if isinstance(value, str) else []
-    if len(lines) < 3 or not any(lines) or not all(_is_clear(line) for line in lines):
+    if len(lines) < 3 or not any(lines[-2:]) or not all(_is_clear(line) for line in lines):
         yield f"{head} {scalar(value)}\n"
         return
-    # Without an indicator the first line would say how far the text is indented.
-    chomp = "-" if lines[-1] else "" if lines[-2] else "+"
-    yield f"{head} |2{chomp}\n"
+    # Without a number the first line would say how far the text is indented.
+    yield f"{head} |2{'-' if lines[-1] else ''}\n"
     if not lines[-1]:
         del lines[-1]
     yield from (f"{indent}{line}\n" if line else "\n" for line in lines)

@@ -52,7 +52,11 @@ def wrapped(path: Path, cwd: Path) -> Wrapped:
     shebang, _, rest = text.partition("\n")
     try:
         given = slurm_text.options_of(text)
-        parts = [part for line in slurm_text.head(text) for part in shlex.split(line, comments=True)]
+        parts = [
+            part
+            for line in slurm_text.head(text)
+            for part in shlex.split(line[len("#SBATCH") :], comments=True)
+        ]
     except ValueError as error:
         what = f"a directive cannot be read: {error}"
         raise UsageError(what, where=str(path), hint="close the quotes") from None

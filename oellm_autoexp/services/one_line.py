@@ -63,7 +63,9 @@ def config_of(line: Line, cwd: Path) -> dict[str, Any]:
     if axes:
         raw["sweep"] = {**raw.get("sweep", {}), "axes": axes}
     if line.scheduler is not None:
-        raw.setdefault("scheduler", {})["class_name"] = line.scheduler
+        raw["scheduler"] = {**raw.get("scheduler", {}), "class_name": line.scheduler}
+        # Another scheduler than the one whose clusters a script names.
+        raw["scheduler"].pop("clusters", None)
     if line.scenario is not None:
         raw["scheduler"]["scenario"] = str(cwd / line.scenario)
     for each in given:
