@@ -110,7 +110,7 @@ class Composed:
             raise self.placed(error) from error.__cause__
 
     def point(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> PointConfig:
-        """The config of one point; `job` is what `${job.…}` means. Read only: points share what is constant.
+        """The config of one point by its `resolved` values; `job` is what `${job.…}` means. Read only: points share what is constant.
 
         Raises:
             ConfigError: what is wrong, with the place where it was written.
@@ -118,12 +118,12 @@ class Composed:
         return self.typed(self.scope(values, job))
 
     def scope(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> Scope:
-        """One point with its plain config resolved: `.config()` is that, `.with_job` names another job.
+        """One point, given its `resolved` values, with its plain config: `.config()` is that, `.with_job` names another job.
 
         Raises:
             ConfigError: a value that cannot be resolved, with the place where it was written.
         """
-        scope = self.tree.at(values, job)
+        scope = self.tree.at(values, job, resolved=True)
         try:
             scope.config()
         except ConfigError as error:

@@ -22,11 +22,19 @@ MISSING = "???"
 class Scope:
     """What references mean: point values first, then facts of the job, then the config.
 
-    Values that were computed are kept, so a scope belongs to one point.
+    Values that were computed are kept, so a scope belongs to one point. `resolved`: the point's values are
+    `point_values` already, so that a `${` in them is text.
     """
 
-    def __init__(self, tree: Tree, values: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        values: Mapping[str, Any],
+        facts: Mapping[str, Mapping[str, Any]],
+        resolved: bool = False,
+    ) -> None:
         self._tree = tree
+        self._resolved = resolved
         self.values = values
         self._facts = facts
         self._memo: dict[Node, Any] = {}
@@ -57,7 +65,7 @@ class Scope:
 
     def with_job(self, job: Mapping[str, Any]) -> Scope:
         """The same point where `job.*` means something else; only what depends on it is computed again."""
-        scope = Scope(self._tree, self.values, {**self._facts, "job": job})
+        scope = Scope(self._tree, self.values, {**self._facts, "job": job}, self._resolved)
         scope._memo = {node: value for node, value in self._memo.items() if node not in self._factual}
         return scope
 
@@ -84,6 +92,8 @@ class Scope:
 
     def swept(self, key: str, path: Path) -> Any:
         value = self.values[key]
+        if self._resolved:
+            return value
         if isinstance(value, str):
             return self.value(self._tree.node_of(path, value)) if has_reference(value) else value
         return self.value(self._tree.node_of(path, value)) if isinstance(value, (list, dict)) else value
@@ -111,6 +121,8 @@ class Scope:
             raise Missing(f"the point has no `{name}`", "give it a value in sweep.base_values or defaults")
         if not rest:
             return self.swept(name, (name,))
+        if self._resolved:
+            return descended(self.values[name], rest, (name, *rest))
         node, rest = self._tree.located(rest, self._tree.node_of((name,), self.values[name]), (name, *rest))
         return self._at(node, rest, (name, *rest))
 
@@ -134,6 +146,8 @@ class Scope:
         while rest and isinstance(node, Override):
             # Into what the point sets there, or else into what stands there: never a container as a whole,
             # of which another part may be what is being computed.
+            if self._resolved and node.key in self.values:
+                break
             if node.key in self.values:
                 below: Node | None = self._tree.node_of(node.path, self.values[node.key])
             else:

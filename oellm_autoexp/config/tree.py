@@ -110,9 +110,13 @@ class Tree:
         job: Mapping[str, Any],
         *,
         sibling: Mapping[str, Any] | None = None,
+        resolved: bool = False,
     ) -> Scope:
-        """One point. `job` is looked at when a value asks for it, so it may be filled in until then."""
-        return Scope(self, values, {"job": job, "sibling": sibling or {}})
+        """One point. `job` is looked at when a value asks for it, so it may be filled in until then.
+
+        `resolved`: the values are those of `point_values`.
+        """
+        return Scope(self, values, {"job": job, "sibling": sibling or {}}, resolved)
 
     def point(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> Mapping[str, Any]:
         """The resolved config of one point. Constant parts are shared between points: read only.

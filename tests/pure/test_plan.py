@@ -108,6 +108,15 @@ def test_a_job_of_this_machine_has_no_job_step(planned: Planned) -> None:
 # ---------------------------------------------------------------- ids and names
 
 
+def test_a_swept_text_is_resolved_once(planned: Planned) -> None:
+    """An escaped reference is text, within a list or a mapping too, and stays it."""
+    command = ["echo", "${a}", "${b.0}", "${c.x}", "${d}"]
+    axes = {"lr": None, "seed": None, "a": [r"\${HOME}"], "b": [[r"\${x}"]], "d": ["${a}-"]}
+    sweep = {"axes": axes, "base_values": {"c.x": r"\${y}"}}
+    (job,) = planned(backend={"command": command}, sweep=sweep)
+    assert list(job.spec.argv) == ["echo", "${HOME}", "${x}", "${y}", "${HOME}-"]
+
+
 def test_ids_do_not_change_with_what_changes_no_result(planned: Planned, tmp_path: Path) -> None:
     """Order, notation, project, directories, resources, watching and policies are not the computation."""
     before = set(ids(planned()))
