@@ -61,7 +61,8 @@ def config_of(line: Line, cwd: Path) -> dict[str, Any]:
     raw["backend"] = {"class_name": "CommandBackend", **raw["backend"]}
     axes = _axes(line.sweep, raw.get("sweep", {}).get("axes", {}))
     if axes:
-        raw["sweep"] = {**raw.get("sweep", {}), "axes": axes}
+        # With more axes than a script's own, its name for the tasks of its array would not tell jobs apart.
+        raw["sweep"] = {**({} if line.sweep else raw.get("sweep", {})), "axes": axes}
     if line.scheduler is not None:
         raw["scheduler"] = {**raw.get("scheduler", {}), "class_name": line.scheduler}
         # Another scheduler than the one whose clusters a script names.
