@@ -110,7 +110,9 @@ class Composed:
             raise self.placed(error) from error.__cause__
 
     def point(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> PointConfig:
-        """The config of one point by its `resolved` values; `job` is what `${job.…}` means. Read only: points share what is constant.
+        """The config of one point by its `resolved` values; `job` is what `${job.…}` means.
+
+        Read only: points share what is constant.
 
         Raises:
             ConfigError: what is wrong, with the place where it was written.
@@ -118,7 +120,7 @@ class Composed:
         return self.typed(self.scope(values, job))
 
     def scope(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> Scope:
-        """One point, given its `resolved` values, with its plain config: `.config()` is that, `.with_job` names another job.
+        """One point by its `resolved` values: `.config()` is its plain config, `.with_job` names another job.
 
         Raises:
             ConfigError: a value that cannot be resolved, with the place where it was written.

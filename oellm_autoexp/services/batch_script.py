@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from oellm_autoexp.config import yaml_writer
 from oellm_autoexp.config.schema import TEXT_OPTIONS
 from oellm_autoexp.errors import UsageError
 from oellm_autoexp.schedulers.slurm import text as slurm_text
@@ -143,6 +144,10 @@ def _sections(
             sbatch[name] = _value(name, value)
     if sbatch:
         sections.setdefault("slurm", {})["sbatch"] = sbatch
+    if "SLURM_SUBMIT_DIR" in body:
+        # To Slurm it is where our sbatch was called. A line of `setup` is no part of what makes a job the same.
+        line = yaml_writer.literal(f"export SLURM_SUBMIT_DIR={shlex.quote(str(cwd))}")
+        sections.setdefault("slurm", {})["setup"] = [line]
     return sections, notices
 
 

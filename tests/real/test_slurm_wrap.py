@@ -19,7 +19,7 @@ SCRIPT = """\
 #SBATCH -o slurm-%A_%a.out
 
 set -u
-echo "$SLURM_ARRAY_TASK_ID-$AUTOEXP_ATTEMPT $* on $SLURM_NNODES in $SLURM_SUBMIT_DIR limit" >> ran
+echo "$SLURM_ARRAY_TASK_ID-$AUTOEXP_ATTEMPT $* on $SLURM_NNODES in $SLURM_SUBMIT_DIR" >> ran
 srun --ntasks=2 bash -c 'echo step $SLURM_PROCID'
 [ "$SLURM_ARRAY_TASK_ID-$AUTOEXP_ATTEMPT" != 2-1 ] || { echo "RuntimeError: boom"; exit 3; }
 """
@@ -39,7 +39,7 @@ def test_a_batch_script_is_run_watched_and_restarted(slurm: Cluster, tmp_path: P
         "wrapped_3": ("succeeded", 1),
     }
     ran = sorted((tmp_path / "ran").read_text().splitlines())
-    assert ran == [f"{task} a b $(id) on 1 in {tmp_path} limit" for task in ("1-1", "2-1", "2-2", "3-1")]
+    assert ran == [f"{task} a b $(id) on 1 in {tmp_path}" for task in ("1-1", "2-1", "2-2", "3-1")]
     logs = {path.name: path.read_text() for path in (tmp_path / "outputs/wrapped/logs").glob("*.log")}
     assert len(logs) == 4 and all("step 0" in text and "step 1" in text for text in logs.values())
     again = cli(*words)
