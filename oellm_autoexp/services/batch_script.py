@@ -145,7 +145,7 @@ def _sections(
     if sbatch:
         sections.setdefault("slurm", {})["sbatch"] = sbatch
     if "SLURM_SUBMIT_DIR" in body:
-        # To Slurm it is where our sbatch was called. A line of `setup` is no part of what makes a job the same.
+        # To Slurm it is where our sbatch was called. What a job computes has no part in `setup`.
         line = yaml_writer.literal(f"export SLURM_SUBMIT_DIR={shlex.quote(str(cwd))}")
         sections.setdefault("slurm", {})["setup"] = [line]
     return sections, notices

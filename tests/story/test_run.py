@@ -488,7 +488,7 @@ def printed(page: str) -> Iterator[list[str]]:
 def test_every_command_of_a_page_does_what_it_says(page: str, tmp_path: Path, cli: Cli) -> None:
     """One after the other, in a directory with a training and a batch script."""
     (tmp_path / "train.py").write_text("import sys; open('ran', 'a').write(' '.join(sys.argv) + '\\n')\n")
-    script(tmp_path)
+    script(tmp_path, SCRIPT.replace("=train", "=wrapped"))
     tried = 0
     for words in printed(page):
         if words[0] == "adopt":  # It needs a job of another's.
