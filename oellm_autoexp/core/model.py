@@ -356,6 +356,11 @@ class Job:
     successor_at: float = 0.0
 
     @property
+    def next_limit_s(self) -> int | None:
+        """The time limit that the next attempt asks for: the plan's, or what a policy has made of it."""
+        return self.time_limit_s if self.time_limit_s is not None else self.spec.resources.time_limit_s
+
+    @property
     def attempt(self) -> Attempt | None:
         """The latest attempt."""
         return self.attempts[-1] if self.attempts else None

@@ -204,13 +204,12 @@ class Session:
             self.throttles[event.token] = Throttle(first=event.at_once, now=event.at_once)
         for task, (name, number) in enumerate(event.jobs):
             job = self.jobs[name]
-            limit = job.time_limit_s if job.time_limit_s is not None else job.spec.resources.time_limit_s
             attempt = Attempt(
                 number=number,
                 token=event.token,
                 task=task,
                 requested_at=event.at,
-                time_limit_s=limit,
+                time_limit_s=job.next_limit_s,
                 log_path=job.spec.log_of(number),
                 exclude=event.exclude,
                 after=event.after,

@@ -37,7 +37,7 @@ def wanted(
         job = session.jobs[name]
         if not _may_have_one(job, now):
             continue
-        rules, live, limit = rules_of(job), job.attempts[-1], _limit_of(job)
+        rules, live, limit = rules_of(job), job.attempts[-1], job.next_limit_s
         if rules is None or live.ref is None or live.started_at is None or limit is None:
             continue
         # What dies early would only fill the queue.
@@ -137,10 +137,6 @@ def _after_limit(job: Job, rules: Rules, now: float) -> ev.Event:
     number, name = job.attempts[-1].number, job.spec.name
     ended = ev.AttemptEnded(at=now, job=name, attempt=number, mode="timeout", reason="", evidence="")
     return follow(evolve(job, ended), rules, now)
-
-
-def _limit_of(job: Job) -> int | None:
-    return job.time_limit_s if job.time_limit_s is not None else job.spec.resources.time_limit_s
 
 
 def _drop(job: Job, waits: Attempt, why: str, now: float) -> ev.SuccessorDropped:

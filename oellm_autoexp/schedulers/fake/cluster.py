@@ -202,6 +202,14 @@ class FakeCluster:
             elif job is not None and job.state in ("RUNNING", "SUSPENDED"):
                 self.end_run(job, "cancel", ("CANCELLED", "None"))
 
+    def _changeable(self, identity: str) -> FakeJob:
+        """The job that scontrol update is about, as long as it has not ended."""
+        self.ask()
+        job = self.jobs.get(identity)
+        if job is None or job.ended:
+            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        return job
+
     def limit(self, identity: str, seconds: float) -> None:
         """scontrol update TimeLimit.
 
@@ -209,10 +217,7 @@ class FakeCluster:
             SchedulerUnavailable: nobody answered.
             SubmitRejected: there is no such job, or it has ended.
         """
-        self.ask()
-        job = self.jobs.get(identity)
-        if job is None or job.ended:
-            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        job = self._changeable(identity)
         job.time_limit = seconds
         if job.state == "RUNNING":
             self._plan_limit(job)
@@ -225,10 +230,7 @@ class FakeCluster:
             SchedulerUnavailable: nobody answered.
             SubmitRejected: there is no such job, or it has ended.
         """
-        self.ask()
-        job = self.jobs.get(identity)
-        if job is None or job.ended:
-            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        job = self._changeable(identity)
         self.throttles[job.order[0]] = at_once
         self.wake()
 
@@ -239,10 +241,7 @@ class FakeCluster:
             SchedulerUnavailable: nobody answered.
             SubmitRejected: there is no such job, it no longer waits, or there is no such node.
         """
-        self.ask()
-        job = self.jobs.get(identity)
-        if job is None or job.ended:
-            raise SubmitRejected(f"Invalid job id specified for job {identity}")
+        job = self._changeable(identity)
         if not job.pending:
             raise SubmitRejected(f"Job is no longer pending execution for job {identity}")
         if not all(name in self.nodes for name in nodes):
