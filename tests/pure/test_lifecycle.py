@@ -464,6 +464,23 @@ def test_an_array_makes_way_for_what_goes_on() -> None:
     assert [each.at_once for each in rethrottle(state, [state.jobs["g"]], 5, max_jobs=3)] == [3]
 
 
+def test_what_runs_of_an_array_keeps_its_slots_though_the_bound_was_lowered() -> None:
+    """And an array of which nothing waits any more has no bound that would matter."""
+    state = session(*(spec(name, index=index) for index, name in enumerate("abcd")))
+    assert admitted(state, "abcd", max_jobs=3) == [("abcd", 3)]
+    (token,) = state.submissions
+    refs = tuple(SchedulerRef(id=f"1_{task}", cluster="c", token=token, task=task) for task in range(4))
+    state.apply(ev.SubmitSpawned(at=1, token=token))
+    state.apply(ev.SubmitAccepted(at=1, token=token, refs=refs))
+    for name in "abc":
+        state.apply(ev.AttemptStarted(at=2, job=name, attempt=1, started_at=2))
+    (change,) = rethrottle(state, [], 3, max_jobs=1)
+    state.apply(change)
+    assert (change.at_once, occupied(state, throttled(state))) == (1, 3)
+    state.apply(ev.AttemptStarted(at=4, job="d", attempt=1, started_at=4))
+    assert rethrottle(state, [], 5, max_jobs=9) == ()
+
+
 def test_a_token_names_jobs_and_attempts() -> None:
     """The same jobs and attempts of a session have the same token, others another."""
     assert token_of("n", [("a", 1)]) == token_of("n", [("a", 1)])
