@@ -44,7 +44,7 @@ def experiment(config: Mapping[str, Any] | ExperimentConfig) -> ExperimentConfig
     """
     if isinstance(config, ExperimentConfig):
         return config
-    data = canonical(config)
+    data = _undiscriminated(ExperimentConfig, canonical(config))
     found = list(faults_of(ExperimentConfig, data, _ROOT))
     if not found:
         try:
@@ -94,6 +94,24 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             _check_plain(item, f"{key}.{number}", depth + 1)
+
+
+class _Undiscriminated(dict[str, Any]):
+    """A mapping in which `class_name` is a key like others; compoconf would look for such a class."""
+
+    def __contains__(self, key: object) -> bool:
+        return key != "class_name" and super().__contains__(key)
+
+
+def _undiscriminated(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with the mappings that compoconf itself reads so marked; what they hold stays as it is."""
+    hints = get_type_hints(cls)
+    made = _Undiscriminated(data)
+    for name, value in data.items():
+        if isinstance(value, Mapping) and name in hints:
+            inner = _part(hints[name])
+            made[name] = _undiscriminated(inner, value) if inner else _Undiscriminated(value)
+    return made
 
 
 def _within(key: str) -> str:
@@ -212,6 +230,9 @@ class Variations:
         for inner, value in given:
             _check_plain(value, section)
             data = _set(data, inner, plain(value), section)
+        part = _part(HINTS[section])
+        if part is not None and isinstance(data, Mapping):
+            data = _undiscriminated(part, data)
         faults = list(faults_of(HINTS[section], data, section))
         if not faults:
             try:

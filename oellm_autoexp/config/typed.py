@@ -128,7 +128,7 @@ def _dataclass(cls: Any, value: Any, key: str) -> Iterator[Fault]:
     count = 0
     meant = set()
     for name in value:
-        if name not in names and name != "class_name" and not getattr(cls, "_non_strict", False):
+        if name not in names and not getattr(cls, "_non_strict", False):
             count += 1
             meant.add(nearest(name, names))
             hint = did_you_mean(name, names)

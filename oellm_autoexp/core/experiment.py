@@ -79,6 +79,8 @@ class _Open:
 
     def __init__(self, **given: Any) -> None:
         extras = dict(given.pop("extras", {}))
+        for name in {each.name for each in fields(self)}.intersection(extras):
+            raise TypeError(f"{name} is a key of its own, not one of the extras")
         for each in fields(self):
             if each.name == "extras":
                 continue

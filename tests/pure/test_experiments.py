@@ -34,6 +34,7 @@ FUZZED = settings(max_examples=100, deadline=None, derandomize=True)
 #: No half of a surrogate pair: files are UTF-8.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     [
+        "class_name",
         "1e-3",
         "24:00:00",
         "0123",
@@ -54,7 +55,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
-EXTRAS = st.dictionaries(TEXTS.filter(lambda key: key not in {"type", "extras"}), VALUES, max_size=3)
+OWN = {each.name for each in fields(ModelConfig)}
+EXTRAS = st.dictionaries(TEXTS.filter(lambda key: key not in OWN), VALUES, max_size=3)
 
 
 def whole() -> dict[str, Any]:
@@ -217,6 +219,17 @@ def test_a_saved_config_is_read_back_as_it_was(
     path = manager.project_root / f"c.{ending}"
     manager.save_config(made, path)
     assert manager.create_experiment_config(manager.load_config(path)) == made
+
+
+def test_a_class_name_is_a_key_like_any_other_where_keys_are_free() -> None:
+    made = experiment({**whole(), "custom_params": {"class_name": "A", "b": {"class_name": "B"}}})
+    assert made.custom_params == {"class_name": "A", "b": {"class_name": "B"}}
+    made = experiment({**whole(), "optimizer": {"custom_params": {"class_name": "Adam"}}})
+    assert "class_name" in made.optimizer.custom_params
+    with pytest.raises(ValidationError, match="class_name: unknown key"):
+        experiment({**whole(), "training": {"class_name": "A"}})
+    with pytest.raises(TypeError, match="hidden_size is a key of its own"):
+        ModelConfig(extras={"hidden_size": 3})
 
 
 def test_another_reader_of_yaml_sees_the_same(tmp_path: Path) -> None:
