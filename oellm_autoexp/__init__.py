@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from oellm_autoexp.reactions.policies import NoRestartPolicy as NoRestartPolicy
     from oellm_autoexp.services.calls import render_scripts as render_scripts
     from oellm_autoexp.services.calls import submit_jobs as submit_jobs
+    from oellm_autoexp.services.collections import CollectionManager as CollectionManager
     from oellm_autoexp.services.experiments import ConfigurationManager as ConfigurationManager
     from oellm_autoexp.services.framework import ExecutionMode as ExecutionMode
     from oellm_autoexp.services.framework import ExperimentLauncher as ExperimentLauncher
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from oellm_autoexp.services.framework import GridSearchExecutor as GridSearchExecutor
     from oellm_autoexp.services.framework import GridSearchResult as GridSearchResult
     from oellm_autoexp.services.framework import ModelTrainingFramework as ModelTrainingFramework
+    from oellm_autoexp.services.generate import JobGenerator as JobGenerator
+    from oellm_autoexp.services.generate import generate_jobs_from_spec as generate_jobs_from_spec
     from oellm_autoexp.services.grid_search import ExperimentNaming as ExperimentNaming
     from oellm_autoexp.services.grid_search import ParameterGridSearch as ParameterGridSearch
     from oellm_autoexp.services.validation import ClusterProfile as ClusterProfile
@@ -58,9 +61,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdjustTimeLimitPolicy": "oellm_autoexp.reactions.policies",
     "AlwaysRestartPolicy": "oellm_autoexp.reactions.policies",
-    "GitOperationLock": "oellm_autoexp.store.git",
     "CheckpointConfig": "oellm_autoexp.core.experiment",
     "ClusterProfile": "oellm_autoexp.services.validation",
+    "CollectionManager": "oellm_autoexp.services.collections",
     "ConfigValidator": "oellm_autoexp.services.validation",
     "ConfigurationError": "oellm_autoexp.errors",
     "ConfigurationManager": "oellm_autoexp.services.experiments",
@@ -72,9 +75,11 @@ _HOMES = {
     "ExperimentNaming": "oellm_autoexp.services.grid_search",
     "ExperimentResult": "oellm_autoexp.services.framework",
     "FaultToleranceConfig": "oellm_autoexp.core.experiment",
+    "GitOperationLock": "oellm_autoexp.store.git",
     "GridSearchExecutor": "oellm_autoexp.services.framework",
     "GridSearchResult": "oellm_autoexp.services.framework",
     "HooksConfig": "oellm_autoexp.core.experiment",
+    "JobGenerator": "oellm_autoexp.services.generate",
     "LoggingConfig": "oellm_autoexp.core.experiment",
     "ModelConfig": "oellm_autoexp.core.experiment",
     "ModelTrainingFramework": "oellm_autoexp.services.framework",
@@ -95,6 +100,7 @@ _HOMES = {
     "ValidationConfig": "oellm_autoexp.core.experiment",
     "ValidationError": "oellm_autoexp.errors",
     "ValidationResult": "oellm_autoexp.services.validation",
+    "generate_jobs_from_spec": "oellm_autoexp.services.generate",
     "render_scripts": "oellm_autoexp.services.calls",
     "submit_jobs": "oellm_autoexp.services.calls",
 }

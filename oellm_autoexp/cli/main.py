@@ -16,6 +16,7 @@ from oellm_autoexp.cli import (
     cleanup,
     daemon,
     doctor,
+    generate,
     init,
     log_watch,
     look,
@@ -77,6 +78,14 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         ],
     ),
     (run.wrap, ["wrap job.sbatch", "wrap job.sbatch --detach -o slurm.sbatch.time=4:00:00 -- --lr 0.1"]),
+    (
+        generate.generate,
+        [
+            "generate job_spec.yaml --collection exp1",
+            "generate job_spec.yaml --dry-run",
+            "generate --template train.job.j2 --params params.yaml --output-dir scripts --collection exp1",
+        ],
+    ),
     (
         log_watch.monitor,
         ["monitor outputs", "monitor sweep.yaml --log train=train.out --action convert='python c.py {path}'"],

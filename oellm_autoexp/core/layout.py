@@ -35,6 +35,15 @@ class SessionPaths:
         """The config of a session whose config is no file of a person's."""
         return self.state_dir / "config.yaml"
 
+    @property
+    def collection(self) -> Path:
+        """The scripts of a collection, where this is the session of one."""
+        return self.state_dir / "collection.json"
+
+    @property
+    def collection_lock(self) -> Path:
+        return self.state_dir / "collection.lock"
+
     @cached_property
     def journal(self) -> Path:
         return self.monitor / "journal"

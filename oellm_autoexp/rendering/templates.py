@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def _template(path: Path, _version: tuple[int, int]) -> jinja2.Template:
         ) from None
 
 
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
+    return _engine().from_string(source)
+
+
 @cache
 def _built_in() -> jinja2.Template:
     return _engine().from_string(BUILT_IN.read_text(encoding="utf-8"))
@@ -101,7 +106,7 @@ def render_text(source: str, context: Mapping[str, Any], *, key: str = "") -> st
         ConfigError: it is broken, or asks for a name that `context` lacks.
     """
     try:
-        template = _engine().from_string(source)
+        template = _compiled(source)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(Fault(key=key, what=f"broken template: {error.message}", value=source)) from None
     return _rendered(template, _either_case(context), Fault(what="", key=key, value=source))

@@ -5,15 +5,13 @@ Also the lock that serialises what changes a repository.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from oellm_autoexp.errors import GitOperationError
 from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.store.lock import FileLock
 
 #: A repository on a slow network file system must not hold a loop up.
 GLANCE_S = 10.0
@@ -94,14 +92,11 @@ class Git:
         return Path(os.path.realpath(where / found))
 
 
-class GitOperationLock:
+class GitOperationLock(FileLock):
     """Serialises what processes do to a repository.
 
         with GitOperationLock(repository / ".git" / "slurm_checkout.lock", timeout=60.0):
             ...
-
-    It is flock(2) on a file that stays: the kernel releases it when its holder ends, however that happens.
-    It is not re-entrant.
 
     Raises:
         GitOperationError: on entering; another holds it for longer than `timeout` seconds, or the file
@@ -110,51 +105,7 @@ class GitOperationLock:
 
     #: The file within a repository's directory that `oellm-autoexp` itself locks.
     NAME = "slurm_checkout.lock"
-    _PAUSE_S = 0.05
-
-    def __init__(self, lock_file_path: str | Path, timeout: float = 60.0) -> None:
-        self.lock_file_path = Path(lock_file_path)
-        self.timeout = timeout
-        self._fd: int | None = None
-
-    def __enter__(self) -> GitOperationLock:
-        if self._fd is not None:
-            raise self._error("this process holds it already", "leave it before it is entered again")
-        try:
-            # Not inherited: what git leaves behind in the background must not hold it on.
-            fd = os.open(self.lock_file_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise self._error(
-                f"cannot be opened: {error.strerror}", "the repository must be yours"
-            ) from error
-        try:
-            self._wait(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
-        return self
-
-    def _wait(self, fd: int) -> None:
-        give_up = time.monotonic() + self.timeout
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    hint = "mount it with flock, or put the repository where there are locks"
-                    raise self._error(f"the file system has no locks: {error.strerror}", hint) from error
-                if time.monotonic() >= give_up:
-                    what = f"another process holds it for longer than {self.timeout:g} s"
-                    raise self._error(what, f"`lsof {self.lock_file_path}` names it") from None
-                time.sleep(self._PAUSE_S)
-            else:
-                return
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+    _MEND = "the repository must be yours"
 
     def _error(self, what: str, hint: str) -> GitOperationError:
         return GitOperationError(what, where=str(self.lock_file_path), hint=hint)

@@ -271,6 +271,23 @@ def alternatives(key: str, values: Sequence[Any], place: str) -> Alternatives:
     return Alternatives(keys=(dotted,), labels=(dotted,), size=len(checked), values=checked)
 
 
+def fixed(values: Mapping[Any, Any], place: str) -> Fixed:
+    """One combination of keys with a value each; a mapping in it is a value.
+
+    `place`: where it was given.
+
+    Raises:
+        ConfigError: a key or a value that cannot be swept.
+    """
+    reader = _Reader()
+    checked = {
+        reader.key(key, "", place): reader.value(value, f"{place}.{key}") for key, value in values.items()
+    }
+    if reader.faults:
+        raise ConfigError(*reader.faults)
+    return Fixed(keys=tuple(checked), labels=tuple(checked), values=checked)
+
+
 class Grid:
     """A sweep that was read and found well-formed.
 

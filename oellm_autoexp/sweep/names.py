@@ -188,10 +188,16 @@ def _hashed(start: str, text: str, length: int) -> str:
 
 
 class UniqueNames:
-    """Refuses a name that two points share."""
+    """Refuses a name that two points share.
 
-    def __init__(self, template: str = "") -> None:
+    `key` is where the template stands; `placeholder` formats a key as the template shows it.
+    """
+
+    def __init__(
+        self, template: str = "", key: str = "sweep.name_template", placeholder: str = "{{{}}}"
+    ) -> None:
         self._template = template or DEFAULT_TEMPLATE
+        self._key, self._placeholder = key, placeholder
         self._seen: dict[str, tuple[int, Values]] = {}
 
     def add(self, name: str, values: Values) -> None:
@@ -212,10 +218,10 @@ class UniqueNames:
         ]
         if differ:
             what = f"two points have the name `{name}`, which does not show {', '.join(differ)}"
-            template = self._template + "".join(f"_{{{key}}}" for key in differ)
-            hint = f"tell them apart with name_template: '{template}'"
+            template = self._template + "".join(f"_{self._placeholder.format(key)}" for key in differ)
+            hint = f"tell them apart with {self._key.rpartition('.')[2]}: '{template}'"
         else:
             what = f"the same point is declared twice (`{name}`)"
             hint = "remove one of the two declarations, or filter it out"
         shown = f"points {first} ({_listed(other)}) and {number} ({_listed(values)})"
-        raise ConfigError(Fault(key="sweep.name_template", what=what, value=shown, hint=hint))
+        raise ConfigError(Fault(key=self._key, what=what, value=shown, hint=hint))
