@@ -14,6 +14,7 @@ from oellm_autoexp import __version__
 from oellm_autoexp.cli import (
     adopt,
     cleanup,
+    collections,
     daemon,
     doctor,
     generate,
@@ -65,7 +66,12 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     ),
     (
         submit.submit,
-        ["submit sweep.yaml --local", "submit sweep.yaml --local --detach", "submit sweep.yaml --canary 2"],
+        [
+            "submit sweep.yaml --local",
+            "submit sweep.yaml --local --detach",
+            "submit sweep.yaml --canary 2",
+            "submit --collection exp1 --filter failed",
+        ],
     ),
     (
         run.run,
@@ -98,8 +104,19 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (look.show, ["show outputs tiny_lr0.001_seed0"]),
     (look.logs, ["logs outputs tiny_lr0.001_seed0 -f"]),
     (report.report, ["report outputs", "report outputs -o report.md"]),
-    (steer.cancel, ["cancel outputs 'tiny_*' --yes", "cancel outputs lr=0.001"]),
-    (steer.retry, ["retry outputs", "retry outputs tiny_lr0.001_seed0"]),
+    (
+        steer.cancel,
+        ["cancel outputs 'tiny_*' --yes", "cancel outputs lr=0.001", "cancel outputs --filter pending"],
+    ),
+    (
+        steer.retry,
+        [
+            "retry outputs",
+            "retry outputs tiny_lr0.001_seed0",
+            "retry outputs --filter timeout -o slurm.sbatch.time=48:00:00",
+            "retry exp1 --filter oom --select choose.py:should_resubmit --param batch_size=32",
+        ],
+    ),
     (
         nodes.nodes,
         [
@@ -124,6 +141,16 @@ DAEMON_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     ),
     (daemon.uninstall, ["daemon uninstall outputs"]),
     (daemon.run, ["daemon run outputs"]),
+)
+#: The same of `collections`.
+COLLECTION_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
+    (collections.list_, ["collections list", "collections list --json"]),
+    (collections.show, ["collections show exp1", "collections show exp1 --json"]),
+    (
+        collections.import_,
+        ["collections import old run1.sbatch run2.sbatch=4711", "collections import old --list jobs.yaml"],
+    ),
+    (collections.delete, ["collections delete exp1 --yes", "collections delete exp1 --scripts"]),
 )
 #: What leaves its work undone when nobody reads its output any more.
 WATCHING = (submit.submit, run.run, run.wrap, log_watch.monitor, daemon.run, adopt.adopt)
@@ -160,10 +187,18 @@ daemon_app = typer.Typer(
 )
 
 
+collections_app = typer.Typer(
+    help="Batch scripts under one name, which sessions know as theirs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
 def _offer(place: typer.Typer, commands: Sequence[tuple[Callable[..., None], Sequence[str]]]) -> None:
     for command, examples in commands:
         lines = "".join(f"\n  oellm-autoexp {example}" for example in examples)
-        place.command(epilog=f"\b\nExamples:{lines}\n\nExit codes: oellm-autoexp --help")(
+        name = command.__name__.rstrip("_").replace("_", "-")
+        place.command(name, epilog=f"\b\nExamples:{lines}\n\nExit codes: oellm-autoexp --help")(
             _outlives_its_reader(command)
         )
 
@@ -171,6 +206,8 @@ def _offer(place: typer.Typer, commands: Sequence[tuple[Callable[..., None], Seq
 _offer(app, COMMANDS)
 _offer(daemon_app, DAEMON_COMMANDS)
 app.add_typer(daemon_app, name="daemon")
+_offer(collections_app, COLLECTION_COMMANDS)
+app.add_typer(collections_app, name="collections")
 
 
 def _version(wanted: bool) -> None:

@@ -146,7 +146,7 @@ def wrap(
     _hand_in(result, detach, update=update, prune=prune, yes=yes, as_json=as_json)
 
 
-def _hand_in(result: Any, detach: bool, **options: bool) -> None:
+def _hand_in(result: Any, detach: bool, **options: Any) -> None:
     from oellm_autoexp.services.daemon import behind
 
     submit.hand_in(result, begin=behind if detach else None, **options)

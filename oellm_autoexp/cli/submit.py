@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
+from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import (
     AsJson,
     Canary,
@@ -121,7 +122,21 @@ def _many(number: int, what: str) -> str:
 
 
 def submit(
-    config_ref: ConfigRef = "autoexp",
+    config_ref: Annotated[
+        Optional[str], typer.Argument(help="A YAML file, or the name of a config (default: autoexp).")
+    ] = None,
+    collection: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NAME", help="A collection, in place of a config.", autocompletion=complete.sessions
+        ),
+    ] = None,
+    only: Annotated[
+        Optional[str],
+        typer.Option(
+            "--filter", metavar="WORD", help="Of a collection: unsubmitted, failed, timeout, all, …"
+        ),
+    ] = None,
     config_dir: ConfigDir = None,
     override: Override = None,
     local: Local = False,
@@ -135,22 +150,80 @@ def submit(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit what is not done yet, and watch until everything has a verdict."""
+    """Submit what is not done yet, and watch until everything has a verdict.
+
+    Of a collection that is what no one has submitted yet; with --filter also jobs that have ended, again.
+    """
+    from oellm_autoexp.services.daemon import behind
+
+    begin = behind if detach else None
+    if collection is not None:
+        if config_ref is not None:
+            raise UsageError("a collection is submitted without a config", where=config_ref)
+        from oellm_autoexp.services.batch_plan import Terms
+
+        terms = Terms(
+            overrides=override or [],
+            scheduler=scheduler_flag(local, fake, scenario),
+            scenario=scenario,
+            config_dir=config_dir,
+            canary=canary,
+        )
+        found = _collected(collection, only, terms)
+        if found is None or dry_run:
+            if found is not None:
+                show(found[0], dry_run=True, as_json=as_json)
+            return
+        result, again = found
+        hand_in(result, update=update, prune=prune, yes=yes, as_json=as_json, begin=begin, again=again)
+        return
+    if only is not None:
+        raise UsageError(
+            "--filter needs --collection", hint="retry SESSION --filter … starts jobs of any session"
+        )
+    config_ref = config_ref or "autoexp"
     if canary is not None:
         override = [*(override or []), f"scheduler.canary={canary}"]
     result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
     if dry_run:
         show(result, dry_run=True, as_json=as_json)
         return
-    from oellm_autoexp.services.daemon import behind
+    hand_in(result, update=update, prune=prune, yes=yes, as_json=as_json, begin=begin)
 
-    hand_in(result, update=update, prune=prune, yes=yes, as_json=as_json, begin=behind if detach else None)
+
+def _collected(reference: str, only: str | None, terms: Any) -> tuple[Any, list[str]] | None:
+    """The plan of what `only` chooses, and what of it starts anew; None: that is nothing, as was said."""
+    from oellm_autoexp.core import selection
+    from oellm_autoexp.services import batch_plan, collections
+    from oellm_autoexp.services.session import replay
+
+    place = collections.existing(reference, Path.cwd())
+    names = list(collections.read(place).jobs)
+    jobs = replay(place.paths).jobs
+    if only is not None:
+        word = selection.checked(only, jobs.values())
+        names = [name for name in names if selection.chosen(jobs.get(name), word)]
+    if not names:
+        typer.echo(f"No job of {place.name} is {only}." if only else f"{place.name} has no jobs.")
+        return None
+    found = batch_plan.planned(place, terms, frozenset(names))
+    for notice in found.notices:
+        typer.echo(f"note: {notice}", err=True)
+    again = [] if only is None else [name for name in names if name in jobs and jobs[name].state.ended]
+    return found.result, again
 
 
 def hand_in(
-    result: Any, *, update: bool, prune: bool, yes: bool, as_json: bool, begin: Callable[..., Any] | None
+    result: Any,
+    *,
+    update: bool,
+    prune: bool,
+    yes: bool,
+    as_json: bool,
+    begin: Callable[..., Any] | None,
+    again: Sequence[str] = (),
 ) -> None:
-    """Submit a plan, and watch it; or have it watched by what `begin` starts."""
+    """Submit a plan, and watch it; or have it watched by what `begin` starts. Jobs in `again` start anew."""
     from oellm_autoexp.services import submit as service
     from oellm_autoexp.services.daemon import hand_over
     from oellm_autoexp.services.plan import unused_in_shell
@@ -158,7 +231,8 @@ def hand_in(
     from oellm_autoexp.services.source import exposed
 
     paths = result.loaded.paths
-    done = service.preview(result, update=update, prune=prune)
+    terms = service.Terms(update=update, prune=prune, again=again)
+    done = service.preview(result, terms)
     _warn([*unused_in_shell(result.loaded), *exposed(result)])
     _warn(service.check_room(result, done))
     cost = service.to_confirm(result, done)
@@ -168,7 +242,7 @@ def hand_in(
         confirm(f"Cancel {len(done.missing)} jobs that the plan no longer has?", yes)
     leader = None
     with Progress(quiet=as_json) as progress:
-        done, loop = service.submit(result, update=update, prune=prune, watch=progress.watch)
+        done, loop = service.submit(result, terms, watch=progress.watch)
         if not as_json:
             progress.say(_reconciled(done, replay(paths) if loop is None else loop.session))
         if begin is not None:

@@ -13,6 +13,9 @@ from typing import IO, Any
 
 import typer
 
+#: Names in a line where there are more.
+SHOWN = 5
+
 
 def to_nobody(stream: IO[str]) -> None:
     """Drop what goes to a stream whose reader has gone, also what the interpreter flushes at its end."""
@@ -131,6 +134,7 @@ def finish(paths: Any, as_json: bool) -> None:
 def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> None:
     """The table of jobs and where their time went, or the JSON document that other programs read."""
     from oellm_autoexp.services import goodput, views
+    from oellm_autoexp.services.collections import unsubmitted
 
     session = past.session
     now = views.moment(session, time.time())
@@ -140,12 +144,20 @@ def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> N
         for row in rows:
             row["goodput"] = goodput.as_json(past.ledger.of(row["name"], now))
         whole = {"session": str(paths.state_dir), "goodput": goodput.as_json(spent), "jobs": rows}
+        if paths.collection.is_file():
+            whole["unsubmitted"] = unsubmitted(paths, session.jobs)
         typer.echo(json.dumps(whole, indent=2))
         return
     from oellm_autoexp.cli.render import printed
     from oellm_autoexp.services.session import leader_of
 
-    printed(rows, title=_title(jobs))
+    generated = unsubmitted(paths, session.jobs)
+    if rows or not generated:
+        printed(rows, title=_title(jobs))
+    if generated:
+        shown = ", ".join(generated[:SHOWN]) + (", …" if len(generated) > SHOWN else "")
+        typer.echo(f"{len(generated)} generated and not submitted: {shown}")
+        typer.echo(f"  oellm-autoexp submit --collection {paths.state_dir.parent}")
     line = goodput.in_a_line(spent)
     if line:
         typer.echo(line)

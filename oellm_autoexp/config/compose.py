@@ -34,6 +34,7 @@ def load(
     cwd: Path | None = None,
     directory: Path | None = None,
     timestamp: str | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> Composed:
     """Compose a config.
 
@@ -41,13 +42,13 @@ def load(
     `key=value` with dotted keys, or `group=option`; `shorthands` are keys that a flag sets. `load_plugins` is
     called with the config's `plugins` and its directory before anything is parsed. Relative references and
     paths of overrides start at `cwd` (None: the process's). `directory`: where the file counts as standing
-    (None: where it does).
+    (None: where it does). `sweep` is one that a program has made, in the place of the file's.
 
     Raises:
         ConfigError: every mistake found, each with its place, value and repair.
     """
     return _Load(ref, config_dir, overrides, shorthands or {}, cwd or Path.cwd(), directory).composed(
-        load_plugins, timestamp
+        load_plugins, timestamp, sweep
     )
 
 
@@ -109,7 +110,9 @@ class _Load:
         hint = f"{meant}{'' if meant.endswith('?') else '.'} A file is given by its path".strip(". ")
         raise ConfigError(Fault(what=f"there is no config of this name in {looked}", file=ref, hint=hint))
 
-    def composed(self, load_plugins: Loader | None, timestamp: str | None) -> Composed:
+    def composed(
+        self, load_plugins: Loader | None, timestamp: str | None, sweep: Mapping[str, Any] | None
+    ) -> Composed:
         choices = {each.key: each.option for each in self._given if each.option is not None}
         composition = Composition(
             primary=self._file,
@@ -128,6 +131,8 @@ class _Load:
         try:
             raw = shapes.rooted(raw, self.directory / DEFAULT_BASE_OUTPUT_DIR)
             origins.given = self._set(raw)
+            if sweep is not None:
+                raw["sweep"] = sweep
             raw = shapes.rooted(raw, self.directory / DEFAULT_BASE_OUTPUT_DIR)
             if load_plugins is not None:
                 load_plugins(shapes.plugins(raw), self.directory)

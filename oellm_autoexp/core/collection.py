@@ -25,7 +25,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptJob:
-    """One script. `digest` is the sha256 of its text as it was written; another text is a person's edit."""
+    """One script. `digest` is the sha256 of its text as it was written; another text is a person's edit.
+
+    Of a job that a person has started again with `extra` parameters, `replaced_by` is the script that runs.
+    """
 
     name: str
     script: str
@@ -36,6 +39,18 @@ class ScriptJob:
     overrides: tuple[str, ...] = ()
     #: The key of its origin.
     origin: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    replaced_by: str = ""
+
+    @property
+    def runs(self) -> str:
+        """The path of the script that runs."""
+        return self.replaced_by or self.script
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The parameters of what runs."""
+        return {**self.parameters, **self.extra}
 
 
 class Collection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
@@ -39,11 +39,14 @@ def reconcile(
     now: float,
     update: bool = False,
     prune: bool = False,
+    whole: bool = True,
+    again: Collection[str] = (),
 ) -> Reconciled:
     """Compare a plan with the session. Jobs are matched by content id, then by name.
 
     A changed job is refused unless `update`; a job that the plan no longer has is reported, and cancelled
-    with `prune`.
+    with `prune`. With `whole` False the plan is a part of what there is, and nothing is missing from it. What
+    has ended of the jobs in `again` starts anew.
     """
     by_id = {job.spec.id: job for job in session.jobs.values()}
     added, unchanged, resources, new_rules = [], [], [], []
@@ -61,16 +64,19 @@ def reconcile(
         seen.add(name)
         current = known.next_spec or known.spec
         spec = replace(spec, name=name, index=spec.index)
+        restarts = known.state.ended and name in again
         if spec.id != current.id:
             changed[name] = difference(current, spec)
             out.append(ev.JobUpdated(at=now, job=name, spec=spec, again=known.state.ended))
-        elif known.state.ended or spec == current:
+        elif (known.state.ended and not restarts) or spec == current:
             unchanged.append(name)
+            out += [ev.JobRetried(at=now, job=name)] if restarts else []
         else:
             # Same id: paths stay those of the first plan, so that a checkpoint is found again.
             kept = replace(spec, output_dir=current.output_dir, checkpoint_dir=current.checkpoint_dir)
             if kept == current:
                 unchanged.append(name)
+                out += [ev.JobRetried(at=now, job=name)] if restarts else []
                 continue
             if kept.script_digest != current.script_digest or kept.resources != current.resources:
                 resources.append(name)
@@ -78,10 +84,13 @@ def reconcile(
                 new_rules.append(name)
             else:
                 unchanged.append(name)
-            out.append(ev.JobUpdated(at=now, job=name, spec=kept))
-    missing = [job for job in session.jobs.values() if job.planned and job.spec.name not in seen]
+            out.append(ev.JobUpdated(at=now, job=name, spec=kept, again=restarts))
+    absent = session.jobs.values() if whole else ()
+    missing = [job for job in absent if job.planned and job.spec.name not in seen]
     out += [event for job in missing for event in _gone(job, now, prune)]
     refused = bool(changed) and not update
+    if again and session.breaker is not None:
+        out.append(ev.BreakerReset(at=now, by="retry"))
     needed = {spec.rules for spec in specs}
     fresh = [
         ev.RulesSet(at=now, rules=identity, config=config)

@@ -87,6 +87,8 @@ class Commands:
             now=now,
             update=bool(args.get("update")),
             prune=bool(args.get("prune")),
+            whole=bool(args.get("whole", True)),
+            again=frozenset(_names(args, "again")),
         )
         for event in result.events:
             self._record(event)

@@ -14,7 +14,7 @@ from oellm_autoexp.store.source import state
 
 #: What decides how a config becomes a plan.
 _DEPENDENCIES = ("oellm-autoexp", "compoconf", "hydra-core", "omegaconf", "jinja2", "pyyaml")
-_REDACTED = "(secret)"
+REDACTED = "(secret)"
 
 
 def provenance(
@@ -48,7 +48,7 @@ def redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         shown = symbols.shown(value)
         hidden = value and shown == value and symbols.is_secret(name)
-        return _REDACTED if hidden else shown
+        return REDACTED if hidden else shown
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 

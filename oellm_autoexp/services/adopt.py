@@ -16,7 +16,7 @@ from oellm_autoexp.planning.plan import RULES, PlannedJob
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services.log_watch import point_of
-from oellm_autoexp.services.plan import Loaded, guard_source, require_group, require_submitting
+from oellm_autoexp.services.plan import Loaded, PlanResult, guard_source, require_group, require_submitting
 from oellm_autoexp.services.session import clock_of, command, lead, replay
 from oellm_autoexp.services.submit import check_belongs, opened_by
 from oellm_autoexp.store import journal
@@ -63,12 +63,34 @@ def adopt(
     log_path = where / log.expanduser()
     if not log_path.is_file():
         raise UsageError("there is no such file", where=f"--log {log}", hint="`scontrol show job` names it")
+    ref = _known(loaded, identity)
+    spec, rules = _spec(loaded, ref, name, log_path)
+    return loaded.paths, _handed_over(loaded, ref, spec, rules, log_path)
+
+
+def adopt_as(result: PlanResult, identity: str, log_path: Path) -> str:
+    """Make a job that somebody submitted by hand the first attempt of the one job of a plan; a sentence.
+
+    Raises:
+        UsageError: the scheduler does not know the job, or cannot be used.
+        StateError: the session has refused it, or cannot be written.
+        SchedulerUnavailable: the scheduler does not answer.
+    """
+    loaded, (job,) = result.loaded, result.jobs
+    require_submitting(loaded)
+    require_group(loaded)
+    check_belongs(replay(loaded.paths), loaded)
+    ref = _known(loaded, identity)
+    planning.write(result, loaded.effects)
+    return _handed_over(loaded, ref, job.spec, job.rules, log_path)
+
+
+def _known(loaded: Loaded, identity: str) -> SchedulerRef:
     ref = loaded.scheduler.identify(identity)
     if ref is None:
         hint = "`squeue --me` lists yours; one that has ended is gone from there soon"
         raise UsageError(f"the scheduler does not know a job {identity!r}", hint=hint)
-    spec, rules = _spec(loaded, ref, name, log_path)
-    return loaded.paths, _handed_over(loaded, ref, spec, rules, log_path)
+    return ref
 
 
 # ---------------------------------------------------------------- what it stands for

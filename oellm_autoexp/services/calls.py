@@ -141,7 +141,8 @@ def submit_jobs(
     from oellm_autoexp.services.session import Watch, replay
 
     result = config if isinstance(config, PlanResult) else planned(config, config_dir, overrides, scheduler)
-    done = service.preview(result, update=update, prune=prune)
+    terms = service.Terms(update=update, prune=prune)
+    done = service.preview(result, terms)
     service.check_room(result, done)
     cost = service.to_confirm(result, done)
     if not yes and cost:
@@ -150,7 +151,7 @@ def submit_jobs(
         what = f"{len(done.missing)} jobs that the plan no longer has would be cancelled"
         raise UsageError(what, hint="pass yes=True to cancel them")
     paths = result.loaded.paths
-    _, loop = service.submit(result, update=update, prune=prune, watch=Watch(on_event=on_event))
+    _, loop = service.submit(result, terms, watch=Watch(on_event=on_event))
     if not wait:
         if loop is not None:
             _begin(loop)

@@ -20,6 +20,7 @@ from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import AutoexpError, NotLeader, StateError, UsageError
 from oellm_autoexp.monitor.loop import Clock, RealClock
+from oellm_autoexp.services import collections
 from oellm_autoexp.services.session import locate
 from oellm_autoexp.store import journal
 from oellm_autoexp.store import source as sources
@@ -29,7 +30,19 @@ from oellm_autoexp.store.registry import Entry, Registry
 _Read = Callable[[SessionPaths], "tuple[Session, dict[str, set[str]]]"]
 #: All that we ever put into a state directory.
 _OURS = frozenset(
-    {"monitor", "attempts", "metrics", "actions", "scheduler", "standalone", "guard.py", "source"}
+    {
+        "monitor",
+        "attempts",
+        "metrics",
+        "actions",
+        "scheduler",
+        "standalone",
+        "guard.py",
+        "source",
+        "config.yaml",
+        "collection.json",
+        "collection.lock",
+    }
 )
 #: What a state directory is called while it is being removed.
 _REMOVED = ".removed"
@@ -152,6 +165,10 @@ def _refusal(paths: SessionPaths, session: Session) -> str:
     unfinished = [job.spec.name for job in session.jobs.values() if not job.state.ended]
     if unfinished:
         return f"{len(unfinished)} of its jobs have not ended, such as {unfinished[0]}"
+    waiting = collections.unsubmitted(paths, session.jobs)
+    if waiting:
+        where = paths.state_dir.parent
+        return f"{len(waiting)} of its jobs were never submitted: `collections delete {where}` removes all"
     if session.submissions or session.open_actions:
         return f"{len(session.open_actions) or len(session.submissions)} of its actions have no outcome"
     return _written(paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,6 +122,18 @@ def change(place: Place, effects: Effects, changed: Callable[[Collection], None]
         what, hint = f"cannot be written: {error.strerror}", "make room or mend the rights, then do it again"
         raise StateError(what, where=str(error.filename or place.paths.collection), hint=hint) from error
     return collection
+
+
+def unsubmitted(paths: SessionPaths, known: Container[str]) -> list[str]:
+    """The names of the jobs of a session's collection that were not submitted yet; [] where it is none.
+
+    Raises:
+        StateError: its file is damaged.
+    """
+    if not paths.collection.is_file():
+        return []
+    place = Place(name=paths.state_dir.parent.name, paths=paths, cwd=Path.cwd())
+    return [name for name in read(place).jobs if name not in known]
 
 
 def register(place: Place) -> None:

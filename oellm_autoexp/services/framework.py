@@ -21,7 +21,7 @@ from oellm_autoexp.services import calls
 from oellm_autoexp.services.experiments import ConfigurationManager
 from oellm_autoexp.services.grid_search import NamingStrategy, ParameterGrid, ParameterGridSearch, write
 from oellm_autoexp.services.plan import PlanResult
-from oellm_autoexp.services.submit import preview
+from oellm_autoexp.services.submit import Terms, preview
 from oellm_autoexp.services.validation import sbatch_of
 from oellm_autoexp.sweep.names import legalize, short_names
 
@@ -186,7 +186,7 @@ class ExperimentLauncher:
         write(path, text)
         plan = self._planned(path, mode.value)
         # What is refused is refused before a config changes that a live job may read.
-        preview(plan, update=update)
+        preview(plan, Terms(update=update))
         places = {job.spec.name: job.spec.output_dir for job in plan.jobs}
         for job, _, config in named:
             write(Path(places[job], "config.yaml"), configs.dumped(config, "yaml"))

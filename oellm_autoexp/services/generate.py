@@ -176,13 +176,16 @@ class JobGenerator:
             job = ScriptJob(
                 name=each.name,
                 script=str(output_dir / f"{each.name}{SUFFIX}"),
-                digest=_digest(text.encode()),
+                digest=digest(text.encode()),
                 parameters=each.parameters,
                 slurm=each.slurm,
-                overrides=before.overrides if before is not None else (),
                 origin=self.origin,
             )
-            sorts[_sort(job, before)].append(job.name)
+            kind = _sort(job, before)
+            sorts[kind].append(job.name)
+            if before is not None:
+                # What a person has changed for it alone stays, as long as its script does.
+                job = before if kind == "unchanged" else replace(job, overrides=before.overrides)
             jobs.append(job)
             texts[job.name] = text
         names = {job.name for job in jobs}
@@ -194,7 +197,7 @@ class JobGenerator:
 def _sort(job: ScriptJob, before: ScriptJob | None) -> str:
     """How a job compares with what was written before, and with what is on disk."""
     try:
-        there = _digest(Path(job.script).read_bytes())
+        there = digest(Path(job.script).read_bytes())
     except FileNotFoundError:
         there = ""
     except OSError as error:
@@ -203,10 +206,12 @@ def _sort(job: ScriptJob, before: ScriptJob | None) -> str:
         return "edited"
     if before is None:
         return "added"
-    return "unchanged" if replace(job, overrides=before.overrides) == before and there else "changed"
+    same = replace(before, overrides=(), extra={}, replaced_by="") == job
+    return "unchanged" if same and there else "changed"
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """What a text is known by: its sha256."""
     return hashlib.sha256(data).hexdigest()
 
 

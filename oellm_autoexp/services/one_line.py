@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError, Fault, UsageError, did_you_mean
 from oellm_autoexp.services import calls, starter
 from oellm_autoexp.services import plan as planning
-from oellm_autoexp.services.plan import PlanResult
+from oellm_autoexp.services.plan import Loaded, PlanResult
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.sweep.grid import Grid
 
@@ -50,7 +51,20 @@ def config_of(line: Line, cwd: Path) -> dict[str, Any]:
         UsageError: an axis or a word that cannot be read.
         ConfigError: an override, or a sweep, that cannot be used.
     """
-    given = overrides.parse(line.overrides, _directories(line.config_dir, cwd))
+    raw = based(line, cwd)
+    known = (*Grid(raw.get("sweep")).keys, *JOB_FIELDS)
+    words = [*map(yaml_writer.literal, line.before), *(filled(word, known) for word in line.command)]
+    raw["backend"]["command"] = words
+    return {key: raw[key] for key in sorted(raw, key=_place)}
+
+
+def based(line: Line, cwd: Path) -> dict[str, Any]:
+    """The config without the command.
+
+    Raises:
+        UsageError, ConfigError: as `config_of`.
+    """
+    given = overrides.parse(line.overrides, directories(line.config_dir, cwd))
     groups = {**_GROUPS, **{each.key: each.option for each in given if each.option is not None}}
     raw: dict[str, Any] = {
         "defaults": [*({group: option} for group, option in groups.items()), "_self_"],
@@ -73,17 +87,14 @@ def config_of(line: Line, cwd: Path) -> dict[str, Any]:
         if each.option is None:
             _check_override(each)
             overrides.apply(raw, each, cwd)
-    known = (*Grid(raw.get("sweep")).keys, *JOB_FIELDS)
-    words = [*map(yaml_writer.literal, line.before), *(filled(word, known) for word in line.command)]
-    raw["backend"]["command"] = words
-    return {key: raw[key] for key in sorted(raw, key=_place)}
+    return raw
 
 
 def _place(section: str) -> int:
     return _ORDER.index(section) if section in _ORDER else len(_ORDER)
 
 
-def _directories(config_dir: Path | None, cwd: Path) -> list[Path]:
+def directories(config_dir: Path | None, cwd: Path) -> list[Path]:
     """Where groups are, in the order in which a config in `cwd` finds them."""
     return [cwd, cwd / (config_dir or compose.DEFAULT_CONFIG_DIR), compose.shipped()]
 
@@ -157,15 +168,32 @@ def planned(line: Line, cwd: Path, canary: int | None = None) -> PlanResult:
     Raises:
         ConfigError, UsageError, StateError: as for any config.
     """
-    text = yaml_writer.dump(config_of(line, cwd))
+    with loaded(config_of(line, cwd), line, cwd, canary) as found:
+        return calls.planned_of(found)
+
+
+@contextlib.contextmanager
+def loaded(
+    raw: Mapping[str, Any],
+    line: Line,
+    cwd: Path,
+    canary: int | None = None,
+    sweep: Mapping[str, Any] | None = None,
+) -> Iterator[Loaded]:
+    """The config of a line, loaded as if it lay in `cwd`; `sweep` is one that no line has.
+
+    Raises:
+        ConfigError, UsageError, StateError: as for any config, also within the `with`, in terms of the line.
+    """
+    text = yaml_writer.dump(raw)
     more = [f"scheduler.canary={canary}"] if canary is not None else []
     with tempfile.TemporaryDirectory(prefix="oellm-autoexp-run-") as place:
         file = Path(place).resolve() / "config.yaml"
         file.write_text(text, encoding="utf-8")
         try:
-            loaded = planning.load(str(file), line.config_dir, more, cwd=cwd, directory=cwd)
-            source = {**loaded.source, "config": str(loaded.paths.config)}
-            return calls.planned_of(replace(loaded, source=source, text=text))
+            found = planning.load(str(file), line.config_dir, more, cwd=cwd, directory=cwd, sweep=sweep)
+            source = {**found.source, "config": str(found.paths.config)}
+            yield replace(found, source=source, text=text)
         except ConfigError as error:
             raise ConfigError(*(_as_typed(fault, file) for fault in error.faults)) from error.__cause__
 

@@ -100,13 +100,15 @@ def load(
     cwd: Path | None = None,
     directory: Path | None = None,
     effects: Effects | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Compose a config, with every plug-in it names, and make its scheduler.
 
     `config_dir` (None: `./config` where there is one) is searched before the shipped groups. `scheduler`
     ("local", "slurm", "fake") wins over the config; `scenario` is what happens on the fake cluster. `cwd`
     (None: the process's) is where commands run, and where relative references start. `directory` is where the
-    config counts as standing (None: where it does).
+    config counts as standing (None: where it does). `sweep` is one that a program has made, in the place of
+    the config's.
 
     Raises:
         ConfigError: every mistake in the config.
@@ -128,6 +130,7 @@ def load(
             load_plugins=plugins.load,
             cwd=where,
             directory=directory,
+            sweep=sweep,
         )
 
     composed = composed_with({})
@@ -302,6 +305,8 @@ class PlanResult:
     held: Collection[str] = ()
     #: What the jobs run from; None: where the config says, as it is then.
     source: PlannedSource | None = None
+    #: It has some jobs of what it was made from: the others are not missing, and sweep.json stays.
+    part: bool = False
 
     @property
     def cost(self) -> str:
@@ -320,7 +325,7 @@ class PlanResult:
     @property
     def sweep_json(self) -> Path | None:
         """Where sweep.json goes; None where the config wants none."""
-        wanted = self.loaded.composed.grid.store_sweep_json
+        wanted = self.loaded.composed.grid.store_sweep_json and not self.part
         return self.loaded.base_output_dir / "sweep.json" if wanted else None
 
 

@@ -135,8 +135,9 @@ def known_as(reference: str) -> SessionPaths | None:
         UsageError: several sessions have the name.
     """
     for candidate in (Path(reference), Path(reference) / STATE_DIR_NAME):
-        if (candidate / "monitor").is_dir():
-            return SessionPaths(candidate.resolve())
+        paths = SessionPaths(candidate.resolve())
+        if paths.monitor.is_dir() or paths.collection.is_file():
+            return paths
     named = Registry().find(reference)
     return None if named is None or named.gone else SessionPaths(Path(named.state_dir))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from oellm_autoexp.core import events as ev
@@ -27,7 +29,16 @@ from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry
 
 
-def preview(result: PlanResult, *, update: bool = False, prune: bool = False) -> Reconciled:
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a plan is taken: see `core.reconcile.reconcile`."""
+
+    update: bool = False
+    prune: bool = False
+    again: Sequence[str] = ()
+
+
+def preview(result: PlanResult, terms: Terms = Terms()) -> Reconciled:
     """What submitting a plan would change; nothing is written.
 
     Raises:
@@ -40,7 +51,7 @@ def preview(result: PlanResult, *, update: bool = False, prune: bool = False) ->
     session = replay(result.loaded.paths)
     check_belongs(session, result.loaded)
     opened = opened_by(result.loaded, 0.0, session)
-    done = _reconciled(session, result, opened, update=update, prune=prune)
+    done = _reconciled(session, result, opened, terms)
     if done.refused:
         faults = [Fault(key=name, what=f"has changed: {what}") for name, what in done.changed.items()]
         hint = (
@@ -79,9 +90,8 @@ def to_confirm(result: PlanResult, done: Reconciled) -> str:
 
 def submit(
     result: PlanResult,
+    terms: Terms = Terms(),
     *,
-    update: bool = False,
-    prune: bool = False,
     watch: Watch | None = None,
     register: bool = True,
 ) -> tuple[Reconciled, Loop | None]:
@@ -92,7 +102,7 @@ def submit(
     Raises:
         ConfigError, StateError, UsageError: as `preview`.
     """
-    done = preview(result, update=update, prune=prune)
+    done = preview(result, terms)
     loaded = result.loaded
     is_fake = isinstance(loaded.scheduler, FakeSlurmClient)
     # A rehearsal that a power cut has taken is played again.
@@ -118,7 +128,7 @@ def submit(
             # Another process was quicker, and is told the plan.
             pass
         else:
-            done = _reconciled(loop.session, result, opened, update=update, prune=prune)
+            done = _reconciled(loop.session, result, opened, terms)
             for event in done.events:
                 loop.record(event)
             return done, loop
@@ -128,7 +138,7 @@ def submit(
         *(ev.JobAdded(at=now, spec=job.spec) for job in result.jobs),
     ]
     body = [[event.kind, ev.encode(event)] for event in events]
-    ok, text = command(paths, "reconcile", {"events": body, "update": update, "prune": prune})
+    ok, text = command(paths, "reconcile", {"events": body, **asdict(terms), "whole": not result.part})
     if not ok:
         raise StateError(text, where=str(paths.state_dir))
     if journal.leader_alive(paths) is not None or replay(paths).ended:
@@ -154,11 +164,11 @@ def opened_by(loaded: Loaded, now: float, session: Session) -> ev.SessionOpened:
     )
 
 
-def _reconciled(
-    session: Session, result: PlanResult, opened: ev.SessionOpened, *, update: bool, prune: bool
-) -> Reconciled:
+def _reconciled(session: Session, result: PlanResult, opened: ev.SessionOpened, terms: Terms) -> Reconciled:
     specs = [job.spec for job in result.jobs]
-    return reconcile(session, opened, specs, result.rules, now=opened.at, update=update, prune=prune)
+    return reconcile(
+        session, opened, specs, result.rules, now=opened.at, whole=not result.part, **asdict(terms)
+    )
 
 
 def check_belongs(session: Session, loaded: Loaded) -> None:
@@ -172,6 +182,10 @@ def check_belongs(session: Session, loaded: Loaded) -> None:
         return
     check_project(session, loaded.project, loaded.paths)
     theirs, ours = opened.scheduler.get("class_name"), loaded.scheduler_config.get("class_name")
+    if opened.source.get("collection") != loaded.source.get("collection"):
+        what = "it is a collection" if opened.source.get("collection") else "it is no collection"
+        hint = "collections are submitted by `submit --collection NAME`; give what is none another name"
+        raise UsageError(what, where=str(loaded.paths.state_dir), hint=hint)
     if theirs != ours:
         hint = "give this config another base_output_dir or state_dir"
         where = str(loaded.paths.state_dir)

@@ -1,0 +1,156 @@
+"""`collections`: batch scripts under one name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from oellm_autoexp.cli import complete
+from oellm_autoexp.cli.arguments import AsJson, ConfigDir, Local, Override, Yes, confirm, scheduler_flag
+from oellm_autoexp.errors import UsageError
+
+Name = Annotated[
+    str, typer.Argument(help="A collection: its name, or its directory.", autocompletion=complete.sessions)
+]
+
+
+def list_(as_json: AsJson = False) -> None:
+    """List the collections of this user, with how their jobs stand."""
+    from oellm_autoexp.services import collections as service
+
+    rows = [_summary(place) for place in service.every()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        typer.echo("No collection is known here: `oellm-autoexp generate` makes one.")
+    for row in rows:
+        states = ", ".join(f"{number} {state}" for state, number in row["states"].items())
+        typer.echo(f"{row['name']}  {states or 'no jobs'}  {row['directory']}")
+        for text in row["descriptions"]:
+            typer.echo(f"  {text}")
+
+
+def _summary(place: Any) -> dict[str, Any]:
+    from oellm_autoexp.services import collections as service
+    from oellm_autoexp.services import views
+    from oellm_autoexp.services.session import replay
+
+    collection, session = service.read(place), replay(place.paths)
+    waiting = service.unsubmitted(place.paths, session.jobs)
+    states = {"unsubmitted": len(waiting)} if waiting else {}
+    return {
+        "name": place.name,
+        "directory": str(place.base_output_dir),
+        "jobs": len({**collection.jobs, **session.jobs}),
+        "states": {**states, **views.counts(session.jobs.values())},
+        "descriptions": [each.description for each in collection.origins.values() if each.description],
+    }
+
+
+def show(collection: Name, as_json: AsJson = False) -> None:
+    """Show every script of a collection, what it was made from, and how its job stands."""
+    from oellm_autoexp.cli.render import flat
+    from oellm_autoexp.services import collections as service
+    from oellm_autoexp.services.session import replay
+
+    place = service.existing(collection, Path.cwd())
+    found, jobs = service.read(place), replay(place.paths).jobs
+    rows: list[dict[str, Any]] = [
+        {
+            "name": job.name,
+            "state": jobs[job.name].state.value if job.name in jobs else "unsubmitted",
+            "error_mode": jobs[job.name].mode if job.name in jobs else "",
+            "parameters": job.given,
+            "slurm_args": dict(job.slurm),
+            "overrides": list(job.overrides),
+            "script_path": job.runs,
+            "spec": job.origin,
+        }
+        for job in found.jobs.values()
+    ]
+    if as_json:
+        origins = {
+            key: {"description": each.description, "template": each.template, "logs_dir": each.logs_dir}
+            for key, each in found.origins.items()
+        }
+        typer.echo(
+            json.dumps({"name": place.name, "cwd": found.cwd, "specs": origins, "jobs": rows}, indent=2)
+        )
+        return
+    keys = list(dict.fromkeys(key for job in found.jobs.values() for key in job.given))
+    table = [[row["name"], row["state"], *(row["parameters"].get(key) for key in keys)] for row in rows]
+    typer.echo(flat(["job", "state", *keys], table, "md"), nl=False)
+    for key, about in found.origins.items():
+        typer.echo(
+            f"{len(found.of(key))} from {key or 'scripts that were there'}: {about.description or '-'}"
+        )
+
+
+def delete(
+    collection: Name,
+    jobs: Annotated[
+        Optional[list[str]], typer.Argument(help="Only these, which were never submitted.")
+    ] = None,
+    scripts: Annotated[bool, typer.Option("--scripts", help="The generated scripts, too.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Forget a collection whose jobs have ended, with its state; outputs and logs stay.
+
+    Scripts that were edited by hand, or not generated, are never removed.
+    """
+    from oellm_autoexp.services import collections as service
+    from oellm_autoexp.services import delete as deleting
+
+    place = service.existing(collection, Path.cwd())
+    plan = deleting.planned(place, jobs or [], scripts=scripts)
+    what = f"{len(plan.jobs)} job(s) of {place.name}" if jobs else f"the collection {place.name}"
+    confirm(f"Remove {what}{f' and {len(plan.scripts)} script(s)' if scripts else ''}?", yes)
+    deleting.carry_out(place, plan)
+    kept = f"; {plan.kept} that were edited stay" if plan.kept else ""
+    typer.echo(f"Removed {what}{f' and {len(plan.scripts)} script(s)' if scripts else ''}{kept}.")
+
+
+def import_(
+    collection: Annotated[
+        str, typer.Argument(help="The collection that takes them in.", autocompletion=complete.sessions)
+    ],
+    scripts: Annotated[
+        Optional[list[str]],
+        typer.Argument(metavar="[SCRIPT[=JOBID]]...", help="Batch scripts, with ids of jobs."),
+    ] = None,
+    listing: Annotated[
+        Optional[Path],
+        typer.Option("--list", metavar="FILE", help="YAML: jobs: [{script, name, parameters, job_id, log}]."),
+    ] = None,
+    config_dir: ConfigDir = None,
+    override: Override = None,
+    local: Local = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take batch scripts that are there into a collection, and watch the jobs that run them already."""
+    from oellm_autoexp.services import collections as service
+    from oellm_autoexp.services import imported
+    from oellm_autoexp.services.batch_plan import Terms
+    from oellm_autoexp.store.effects import Effects
+
+    cwd = Path.cwd()
+    found = imported.of_words(scripts or [], cwd)
+    if listing is not None:
+        found += imported.listed(listing, cwd)
+    if not found:
+        raise UsageError("name a script, or --list FILE", hint="collections import old run.sbatch=4711")
+    place = service.place_of(collection, cwd)
+    terms = Terms(
+        overrides=override or [], scheduler=scheduler_flag(local, fake=False), config_dir=config_dir
+    )
+    told = imported.into(place, found, terms, Effects.of(place.paths.state_dir))
+    if as_json:
+        typer.echo(json.dumps({"collection": place.name, "imported": told}, indent=2))
+        return
+    typer.echo("\n".join(told))
+    if any(each.job_id for each in found):
+        typer.echo(f"Watch them: oellm-autoexp monitor {place.base_output_dir}")
