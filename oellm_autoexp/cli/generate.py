@@ -130,7 +130,7 @@ def _generator(
 
 def _name(generator: Any) -> str:
     """The name of the collection where none is given: the spec's, else that of its file or template."""
-    from oellm_autoexp.services.starter import project_name
+    from oellm_autoexp.core.layout import project_name
 
     spec = generator.spec
     return project_name([spec.name or (spec.file or spec.template).name.partition(".")[0]], None)

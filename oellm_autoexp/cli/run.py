@@ -70,6 +70,7 @@ def run(
     Each word reaches the command as it stands, through no shell; {lr} in it becomes the value of the axis lr.
     The same line again goes on with the session. --save-config writes the YAML that the line stands for.
     """
+    from oellm_autoexp.core.layout import project_name
     from oellm_autoexp.services import one_line, starter
 
     words = command or []
@@ -77,7 +78,7 @@ def run(
         raise starter.no_command("run")
     line = one_line.Line(
         command=words,
-        name=starter.project_name(words, name),
+        name=project_name(words, name),
         sweep=sweep or [],
         overrides=override or [],
         scheduler=scheduler_flag(local, fake, scenario),
@@ -120,13 +121,14 @@ def wrap(
     Its #SBATCH lines become slurm.sbatch; -o wins over them. An array becomes a sweep. Its text is copied: an
     edit of the file reaches no job that is there, and makes another job of it.
     """
-    from oellm_autoexp.services import batch_script, one_line, starter
+    from oellm_autoexp.core.layout import project_name
+    from oellm_autoexp.services import batch_script, one_line
 
     found = batch_script.wrapped(script, Path.cwd())
     line = one_line.Line(
         command=arguments or [],
         before=found.words,
-        name=starter.project_name([found.job_name], name),
+        name=project_name([found.job_name], name),
         sweep=sweep or [],
         overrides=override or [],
         scheduler=scheduler_flag(local, fake, scenario),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from oellm_autoexp.errors import UsageError
 
 STATE_DIR_NAME = ".oellm-autoexp"
 #: Below a base output directory: state and outputs of what is only played.
@@ -13,6 +17,8 @@ REHEARSAL_DIR_NAME = ".oellm-autoexp-fake"
 
 #: Names inside the base output directory that jobs may not take.
 RESERVED_JOB_NAMES = frozenset({"scripts", "logs", "sweep.json", STATE_DIR_NAME, REHEARSAL_DIR_NAME})
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -105,3 +111,20 @@ class SessionPaths:
 
 def default_state_dir(base_output_dir: Path) -> Path:
     return base_output_dir / STATE_DIR_NAME
+
+
+def project_name(command: Sequence[str], given: str | None) -> str:
+    """The name that was given, or one that the command suggests.
+
+    Raises:
+        UsageError: the given one cannot be a name.
+    """
+    if given is not None:
+        if not _NAME.fullmatch(given) or given in RESERVED_JOB_NAMES:
+            hint = "use letters, digits, `-`, `_` and `.`; a name of a directory of ours is none"
+            raise UsageError(f"{given!r} cannot be the name of a project", where="--name", hint=hint)
+        return given
+    scripts = [word for word in command if word.endswith((".py", ".sh"))]
+    stem = PurePosixPath((scripts or command)[0]).stem
+    found = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:40]
+    return found if _NAME.fullmatch(found) and found not in RESERVED_JOB_NAMES else "first"

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oellm_autoexp.core.collection import Collection, decoded, encoded
-from oellm_autoexp.core.layout import SessionPaths, default_state_dir
+from oellm_autoexp.core.layout import SessionPaths, default_state_dir, project_name
 from oellm_autoexp.errors import StateError, UsageError, did_you_mean
-from oellm_autoexp.services.starter import project_name
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.lock import FileLock
 from oellm_autoexp.store.registry import Entry, Registry

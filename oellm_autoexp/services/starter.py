@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from oellm_autoexp.config import compose, yaml_writer
 from oellm_autoexp.config.groups import options
-from oellm_autoexp.core.layout import RESERVED_JOB_NAMES
+from oellm_autoexp.core.layout import project_name
 from oellm_autoexp.errors import UsageError, did_you_mean
 from oellm_autoexp.store.effects import Effects
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _WIDTH = 96
 
 
@@ -70,23 +68,6 @@ def write(path: Path, text: str, effects: Effects) -> None:
 
 
 # ---------------------------------------------------------------- pieces
-
-
-def project_name(command: Sequence[str], given: str | None) -> str:
-    """The name that was given, or one that the command suggests.
-
-    Raises:
-        UsageError: the given one cannot be a name.
-    """
-    if given is not None:
-        if not _NAME.fullmatch(given) or given in RESERVED_JOB_NAMES:
-            hint = "use letters, digits, `-`, `_` and `.`; a name of a directory of ours is none"
-            raise UsageError(f"{given!r} cannot be the name of a project", where="--name", hint=hint)
-        return given
-    scripts = [word for word in command if word.endswith((".py", ".sh"))]
-    stem = PurePosixPath((scripts or command)[0]).stem
-    found = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:40]
-    return found if _NAME.fullmatch(found) and found not in RESERVED_JOB_NAMES else "first"
 
 
 def _command(command: Sequence[str]) -> str:
