@@ -90,11 +90,17 @@ def read(place: Place) -> Collection:
     Raises:
         StateError: its file is damaged, or cannot be read.
     """
+    return _read(place)[0]
+
+
+def _read(place: Place) -> tuple[Collection, str]:
+    """A collection, and the text of its file."""
     file = place.paths.collection
     try:
-        return decoded(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        return decoded(text), text
     except FileNotFoundError:
-        return Collection(place.name, str(place.cwd))
+        return Collection(place.name, str(place.cwd)), ""
     except OSError as error:
         raise StateError(f"cannot be read: {error.strerror}", where=str(file)) from None
     except ValueError as error:
@@ -111,8 +117,7 @@ def change(place: Place, effects: Effects, changed: Callable[[Collection], None]
     try:
         effects.mkdir(place.paths.state_dir)
         with FileLock(place.paths.collection_lock):
-            collection = read(place)
-            before = encoded(collection) if place.there else ""
+            collection, before = _read(place)
             changed(collection)
             text = encoded(collection)
             if text != before:

@@ -197,7 +197,8 @@ class JobGenerator:
 def _sort(job: ScriptJob, before: ScriptJob | None) -> str:
     """How a job compares with what was written before, and with what is on disk."""
     try:
-        there = digest(Path(job.script).read_bytes())
+        with open(job.script, "rb") as file:  # noqa: PTH123 - a Path for each would be most of the time
+            there = digest(file.read())
     except FileNotFoundError:
         there = ""
     except OSError as error:
