@@ -24,6 +24,7 @@ from oellm_autoexp.cli import (
     nodes,
     rehearse,
     report,
+    results,
     run,
     steer,
     submit,
@@ -103,6 +104,15 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
     (look.status, ["status outputs", "status outputs --columns lr,loss --sort loss --format csv"]),
     (look.show, ["show outputs tiny_lr0.001_seed0"]),
     (look.logs, ["logs outputs tiny_lr0.001_seed0 -f"]),
+    (
+        results.results,
+        [
+            "results outputs",
+            "results outputs --metric loss --by lr",
+            "results outputs --metric loss -o loss.svg",
+            "results outputs --metric score --last --better high --format csv",
+        ],
+    ),
     (report.report, ["report outputs", "report outputs -o report.md"]),
     (
         steer.cancel,

@@ -48,7 +48,7 @@ def page(title: str, blocks: Sequence[Block]) -> str:
         # Whatever a log line may hold: nothing is loaded, nothing runs.
         '<meta http-equiv="Content-Security-Policy"'
         " content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>\n"
+        f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{text(title)}</h1>\n"
     )
     return head + "".join(_blocks(blocks)) + "</body>\n</html>\n"
 
@@ -57,18 +57,18 @@ def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
     for block in blocks:
         match block:
             case Heading():
-                yield f"<h2>{_text(block.text)}</h2>\n"
+                yield f"<h2>{text(block.text)}</h2>\n"
             case Paragraph():
-                yield f"<p>{_text(block.text)}</p>\n"
+                yield f"<p>{text(block.text)}</p>\n"
             case Table():
                 yield from _table(block)
             case Code():
-                yield f"<pre>{_text(block.text)}</pre>\n"
+                yield f"<pre>{text(block.text)}</pre>\n"
             case Bar():
                 yield _bar(block) + "\n"
             case Details():
                 opened = " open" if block.unfolded else ""
-                yield f"<details{opened}><summary>{_text(block.summary)}</summary>\n"
+                yield f"<details{opened}><summary>{text(block.summary)}</summary>\n"
                 yield from _blocks(block.blocks)
                 yield "</details>\n"
 
@@ -91,22 +91,23 @@ def _cell(cell: Cell) -> str:
         case Bar():
             return _bar(cell)
         case Swatch():
-            return f'<i class="{_text(cell.kind)}"></i>{_text(cell.text)}'
+            return f'<i class="{text(cell.kind)}"></i>{text(cell.text)}'
         case _:
-            return _text(cell)
+            return text(cell)
 
 
 def _bar(bar: Bar) -> str:
     pieces = "".join(
-        f'<rect class="{_text(kind)}" x="{begin * _WIDTH:.2f}" width="{(end - begin) * _WIDTH:.2f}"'
-        f' height="10"><title>{_text(said)}</title></rect>'
+        f'<rect class="{text(kind)}" x="{begin * _WIDTH:.2f}" width="{(end - begin) * _WIDTH:.2f}"'
+        f' height="10"><title>{text(said)}</title></rect>'
         for kind, begin, end, said in bar.pieces
     )
     return (
         f'<svg viewBox="0 0 {_WIDTH} 10" preserveAspectRatio="none" role="img"'
-        f' aria-label="{_text(bar.text)}">{pieces}</svg>'
+        f' aria-label="{text(bar.text)}">{pieces}</svg>'
     )
 
 
-def _text(text: str) -> str:
-    return html.escape(_UNSPEAKABLE.sub("\ufffd", text))
+def text(said: str) -> str:
+    """Text within HTML or XML, whatever it holds."""
+    return html.escape(_UNSPEAKABLE.sub("\ufffd", said))

@@ -18,7 +18,7 @@ from oellm_autoexp.rendering.document import (
 
 _SPECIAL = re.compile(r"[\\`*_\[\]<>&|~#!$@^{}]")
 #: Where a line begins: a list, numbered or not, or a heading of dashes.
-_AT_START = re.compile(r"^\d{1,9}(?=[.)])|^(?=[-+=])")
+_AT_START = re.compile(r"^\d{1,9}(?=[.)](?:\s|$))|^(?=[-+=](?:[-+=\s]|$))")
 #: What GitHub makes links of.
 _LINK = re.compile(r"(://)|(?<=www)(\.)", re.IGNORECASE)
 _SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
