@@ -1,15 +1,26 @@
-"""`collections`: batch scripts under one name."""
+"""`collections`: batch scripts under one name, and what sets the values of their parameters apart."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from oellm_autoexp.cli import complete
-from oellm_autoexp.cli.arguments import AsJson, ConfigDir, Local, Override, Yes, confirm, scheduler_flag
+from oellm_autoexp.cli.arguments import (
+    AsJson,
+    ConfigDir,
+    Local,
+    Override,
+    SessionRef,
+    Yes,
+    confirm,
+    scheduler_flag,
+)
+from oellm_autoexp.cli.finding import find_history
 from oellm_autoexp.errors import UsageError
 
 Name = Annotated[
@@ -154,3 +165,51 @@ def import_(
     typer.echo("\n".join(told))
     if any(each.job_id for each in found):
         typer.echo(f"Watch them: oellm-autoexp monitor {place.base_output_dir}")
+
+
+def analyze(
+    session: SessionRef = None,
+    by: Annotated[
+        Optional[str],
+        typer.Option("--by", metavar="KEYS", help="Only these parameters, by commas; all that differ else."),
+    ] = None,
+    min_support: Annotated[
+        int, typer.Option("--min-support", metavar="N", help="Leave out values that fewer jobs have.")
+    ] = 3,
+    top: Annotated[int, typer.Option("--top", metavar="N", help="So many values, the most telling.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Say which values of parameters go with failures, with long runs, or with none."""
+    from oellm_autoexp.services import analysis as service
+    from oellm_autoexp.services import views
+
+    for name, value in (("--min-support", min_support), ("--top", top)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    keys = list(dict.fromkeys(key.strip() for key in (by or "").split(",") if key.strip()))
+    paths, past = find_history(session)
+    now = views.moment(past.session, time.time())
+    found = service.analyzed(past, now, min_support=min_support, by=keys)
+    if as_json:
+        told = {"session": str(paths.state_dir), "min_support": min_support, **service.as_json(found, top)}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    _told(found, top, min_support)
+
+
+def _told(found: Any, top: int, min_support: int) -> None:
+    from oellm_autoexp.cli.render import columns
+    from oellm_autoexp.services import analysis as service
+
+    if not found.keys:
+        typer.echo("The jobs of this session do not differ in any parameter.")
+        return
+    for finding in found.findings[:top]:
+        typer.echo(service.sentence(finding))
+    if not found.findings:
+        typer.echo("No value differs notably from the rest.")
+    header, rows = service.table(found, top)
+    typer.echo("")
+    columns(header, rows, right=range(2, len(header)), left=("ended by",))
+    for remark in service.remarks(found, top, min_support):
+        typer.echo(remark)

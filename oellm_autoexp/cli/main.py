@@ -160,6 +160,10 @@ COLLECTION_COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         collections.import_,
         ["collections import old run1.sbatch run2.sbatch=4711", "collections import old --list jobs.yaml"],
     ),
+    (
+        collections.analyze,
+        ["collections analyze outputs", "collections analyze outputs --by lr --min-support 5 --json"],
+    ),
     (collections.delete, ["collections delete exp1 --yes", "collections delete exp1 --scripts"]),
 )
 #: What leaves its work undone when nobody reads its output any more.
@@ -198,7 +202,7 @@ daemon_app = typer.Typer(
 
 
 collections_app = typer.Typer(
-    help="Batch scripts under one name, which sessions know as theirs.",
+    help="Batch scripts under one name, which sessions know as theirs; and what sets parameters apart.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -89,6 +89,25 @@ def printed(rows: Sequence[dict[str, Any]], *, title: str) -> None:
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int], left: Sequence[str] = ()
+) -> None:
+    """Print columns of plain text: those of `right` to the right, but for the names in `left`."""
+    out = console()
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    for at, name in enumerate(header):
+        aligned = at in right and name not in left
+        shown.add_column(Text(name), justify="right" if aligned else "left", no_wrap=aligned)
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    if out.is_terminal:
+        out.print(shown)
+        return
+    with out.capture() as captured:
+        out.print(shown)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
 def console() -> Console:
     """The terminal; wide enough for whole lines when piped."""
     out = Console(highlight=False)

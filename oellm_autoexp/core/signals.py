@@ -7,7 +7,7 @@ Any program may print a line that holds `@autoexp` and one JSON object, whatever
     @autoexp {"checkpoint": "/path/of/a/complete/checkpoint", "step": 1200}
     @autoexp {"signal": "evaluated", "score": 0.71}
 
-- `metrics` (name → number, text or boolean) go to the job's series.
+- `metrics` (name → number, text or boolean) go to the job's series, with the counters of the same line.
 - `progress` (counter → number): a new high-water mark of a counter is progress.
 - `checkpoint`: a checkpoint that is complete on disk, and so is progress; with `step` (number), only where
   that is a new high.
@@ -295,7 +295,10 @@ class Findings:
         if isinstance(metrics, dict):
             plain = {name: value for name, value in metrics.items() if _plain(value)}
             if plain:
-                self.metrics.append(plain)
+                # How far it is stands beside what was measured there.
+                told = progress.items() if isinstance(progress, dict) else ()
+                steps = {name: value for name, value in told if isinstance(value, (int, float))}
+                self.metrics.append({**steps, **plain})
         if isinstance(progress, dict):
             for name, value in progress.items():
                 self.count(name, value)

@@ -143,7 +143,7 @@ def _scatter(chart: Scatter) -> Iterator[str]:
         for number, dot in enumerate(column.dots):
             beside = at + (number % 5 - 2) * 3 if not math.isfinite(dot.value) else at
             yield marks.dot(beside, y.at(dot.value) if math.isfinite(dot.value) else worst, dot, size)
-        if column.mean is not None:
+        if column.mean is not None and len(column.dots) > 1:
             mark = "winline" if column.best else "mean"
             where = y.at(column.mean)
             yield marks.rule(mark, at - 9, at + 9, where, where, width=3)
@@ -156,7 +156,7 @@ def _pitch(chart: Strip) -> float:
 def _strip(chart: Strip, pitch: float, height: int) -> Iterator[str]:
     bottom = _TOP + height
     longest = max((min(marks.LABEL, len(row.label)) for row in chart.rows), default=0)
-    left = max(_LEFT, 30 + longest * 12 * marks.CHARACTER)
+    left = max(_LEFT, 38 + longest * 12 * marks.CHARACTER)
     values = [dot.value for row in chart.rows for dot in row.dots]
     x = _value_scale(values, left + 8, marks.WIDTH - _RIGHT - 8)
     yield from _x_axis(x, bottom, chart.metric, x.ticks(), top=_TOP)

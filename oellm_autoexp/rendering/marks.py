@@ -20,7 +20,7 @@ LABEL = 34
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31")
 _ON_DARK = ("#4aa8e0", "#f0b43c", "#2fc79b", "#e0a0c4", "#9ad4f5", "#c4a866")
 #: From low to high where there are too many values for the palette; seen on light and dark.
-_RAMP = ((44, 123, 182), (140, 140, 140), (217, 110, 20))
+_RAMP = ((44, 110, 190), (60, 160, 150), (165, 190, 60))
 
 STYLE = (
     ".bg{fill:#fff}.ink{fill:#1f2328}.dim{fill:#59636e}.grid{stroke:#d8dee4}.axis{stroke:#848d97}"

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-#: Beyond it, sums overflow.
-_MOST = 1e300
-_LEAST = 1e-300
+#: Beyond them, sums and ratios overflow; what is beyond stands at the end of the axis.
+_MOST, _LEAST = 1e140, 1e-140
 #: The share of an axis that is left free at each end.
 _PAD = 0.05
 
@@ -35,7 +34,12 @@ class Scale:
             low, high = max(low, _LEAST), max(high, _LEAST)
             ratio = (high / low) ** pad if high > low else 2.0
             return cls(low=low / ratio, high=high * ratio, begin=begin, end=end, log=True)
-        room = (high * pad - low * pad) if high > low else abs(high) * 0.1 or 1.0
+        size = max(abs(low), abs(high))
+        if size < _LEAST:
+            room = 1.0
+        else:
+            # Values that are all but the same are drawn as the same.
+            room = (high - low) * pad if high - low > size * 1e-9 else size * 0.1
         return cls(low=low - room, high=high + room, begin=begin, end=end)
 
     def at(self, value: float) -> float:

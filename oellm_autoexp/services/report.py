@@ -13,6 +13,7 @@ from typing import Any
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.goodput import Goodput
 from oellm_autoexp.core.layout import SessionPaths
+from oellm_autoexp.core.metrics import better_by_name
 from oellm_autoexp.core.model import Job, JobState
 from oellm_autoexp.core.spans import Span
 from oellm_autoexp.errors import StateError, UsageError
@@ -29,7 +30,7 @@ from oellm_autoexp.rendering.document import (
     Swatch,
     Table,
 )
-from oellm_autoexp.services import goodput, views
+from oellm_autoexp.services import goodput, results, results_text, views
 from oellm_autoexp.services.session import History
 from oellm_autoexp.store.effects import Effects
 
@@ -38,6 +39,8 @@ FORMS: Mapping[str, Callable[[str, Sequence[Block]], str]] = {"html": html.page,
 MOST_LINES = 200
 #: Metrics that a row of the table has room for.
 MOST_METRICS = 4
+#: Metrics by which jobs are ranked, and the rows of each.
+MOST_RANKED, MOST_ROWS = 2, 20
 #: Anybody may read what is written to be sent.
 _MODE = 0o644
 
@@ -72,6 +75,7 @@ def report(past: History, paths: SessionPaths, form: str, now: float) -> str:
         *_summary(found),
         *_time(found),
         *_jobs(found),
+        *_results(found),
         *_failures(found),
         *_histories(found),
         *_asked(found),
@@ -185,6 +189,21 @@ def _jobs(found: _Found) -> Iterator[Block]:
     yield Table(header=header, rows=rows, right=(2, 5, 6))
     if found.whole.ettr is not None:
         yield Paragraph(text=f"The strips go from {_utc(begin / 1000)} to {_utc(end / 1000)}.")
+
+
+def _results(found: _Found) -> Iterator[Block]:
+    """Who won, by the metrics that most jobs have and whose names tell what is better; a loss comes first."""
+    metrics = [
+        (name, jobs)
+        for name, jobs in results.metrics(found.past, found.paths, found.jobs)
+        if jobs > 1 and better_by_name(name) is not None
+    ]
+    metrics.sort(key=lambda item: (-item[1], "loss" not in item[0]))
+    for at, (name, _) in enumerate(metrics[:MOST_RANKED]):
+        if at == 0:
+            yield Heading(text="Results")
+        ranking = results.results(found.past, found.paths, found.jobs, metric=name)
+        yield from results_text.blocks(ranking, MOST_ROWS)
 
 
 def _few(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -59,7 +59,7 @@ def number(value: float | None) -> str:
     """A figure for people; "" where there is none."""
     if value is None:
         return ""
-    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.5g}"
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.5g}"
 
 
 def table(found: Results) -> Table:
@@ -138,18 +138,20 @@ def _jobs(group: Group) -> str:
 def headline(found: Results) -> str:
     """What was compared, and who won."""
     less = "less" if found.better is Better.LOW else "more"
-    what = f"The {_NAMES[found.statistic]} {shown(found.metric)} of each job; {less} is better."
-    if found.by:
-        over = ", ".join(map(shown, found.averaged))
-        what += f" Means are over {over}." if over else ""
-        if found.groups and found.groups[0].rank is not None:
-            return f"{what} Best: {_values(found, found.groups[0])}, mean {number(found.groups[0].mean)}."
-        return what
+    what = f"The {_NAMES[found.statistic]} {shown(found.metric)} of each job counts; {less} is better."
+    if found.by and found.averaged:
+        what += f" Means are over {', '.join(map(shown, found.averaged))}."
+    return f"{_winner(found)} {what}"
+
+
+def _winner(found: Results) -> str:
     best = found.best
     if best is None:
-        return what
+        return "None has won: there is no finite value."
+    if found.by:
+        return f"Best: {_values(found, found.groups[0])}, mean {number(found.groups[0].mean)}."
     step = f" at step {number(best.reading.step)}" if best.reading.step is not None else ""
-    return f"{what} Best: {shown(best.entrant.job)}, {number(best.value)}{step}."
+    return f"Best: {shown(best.entrant.job)}, {number(best.value)}{step}."
 
 
 def _values(found: Results, group: Group) -> str:

@@ -360,7 +360,7 @@ def test_a_program_reports_by_the_autoexp_line() -> None:
         b'@autoexp {"checkpoint": "/c/5", "step": 5}\n'
     )
     out = Matcher([], "log").match(Block(data, 0), 0, {})
-    assert out.metrics == [{"loss": 2.0}]
+    assert out.metrics == [{"it": 5, "loss": 2.0}]
     assert out.counters == {"it": 5.0, CHECKPOINT_STEP: 5.0}
     assert [signal.rule for signal in out.signals] == ["autoexp.checkpoint"]
     user = rule("mine", "checkpoint", pattern_type="report", action="convert")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import Cli, Done, Running, until
 
-from oellm_autoexp.cli.main import COMMANDS, DAEMON_COMMANDS
+from oellm_autoexp.cli.main import COLLECTION_COMMANDS, COMMANDS, DAEMON_COMMANDS
 
 CONFIG = """\
 project: {name: rd, base_output_dir: ./outputs}
@@ -114,7 +114,8 @@ def test_plan_says_what_it_wrote(tmp_path: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     "command",
     [command.__name__ for command, _ in COMMANDS]
-    + [f"daemon {command.__name__}" for command, _ in DAEMON_COMMANDS],
+    + [f"daemon {command.__name__}" for command, _ in DAEMON_COMMANDS]
+    + [f"collections {command.__name__.rstrip('_')}" for command, _ in COLLECTION_COMMANDS],
 )
 def test_the_help_of_a_command_has_examples(cli: Cli, command: str) -> None:
     """Each can be typed as it stands, and the meaning of exit codes is one word away."""
