@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -75,6 +76,11 @@ def results(
     if metric is None:
         text = _metrics(service.metrics(past, paths, chosen), len(chosen), form, str(paths.state_dir))
     else:
+        points = 0
+        if form == "svg" and not keys:
+            points = service.points_to_draw(len(chosen))
+        elif form == "table" and output is None and sys.stdout.isatty():
+            points = _SPARK
         found = service.results(
             past,
             paths,
@@ -84,7 +90,7 @@ def results(
             statistic=given[0] if given else None,
             better=Better(better) if better is not None else None,
             step=step,
-            curves=form == "svg" and not keys,
+            points=points,
         )
         if form == "table" and output is None:
             _print(found)
@@ -158,7 +164,7 @@ def _print(found: Any) -> None:
         typer.echo(_sayable(_plain(found)), nl=False)
         return
     typer.echo(_sayable(results_text.headline(found)))
-    terminal.print(_table(found, curves=True))
+    terminal.print(_table(found, curves=any(len(row.curve) > 2 for row in results_text.table(found).rows)))
     for remark in results_text.remarks(found):
         typer.echo(_sayable(remark))
 
@@ -194,7 +200,7 @@ def _table(found: Any, *, curves: bool) -> Any:
         )
     if curves:
         out.add_column("curve", no_wrap=True)
-    bounds = _bounds([value for row in what.rows for value in row.curve])
+    bounds = _bounds([value for row in what.rows for value in row.curve], found.better.value == "low")
     for row in what.rows:
         cells = [f"{cell} *" if row.best and at == 0 else cell for at, cell in enumerate(row.cells)]
         shown = [Text(_sayable(cell)) for cell in cells]
@@ -204,10 +210,13 @@ def _table(found: Any, *, curves: bool) -> Any:
     return out
 
 
-def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """What the small curves have in common; the first values of a training may be out of it."""
+def _bounds(values: Sequence[float], low_wins: bool) -> tuple[float, float]:
+    """What the small curves have in common; the first, bad values of a training may be out of it."""
     finite = sorted(value for value in values if abs(value) < float("inf"))
-    return (finite[0], finite[int(0.9 * (len(finite) - 1))]) if finite else (0.0, 0.0)
+    most = len(finite) - 1
+    if not finite:
+        return 0.0, 0.0
+    return (finite[0], finite[int(0.9 * most)]) if low_wins else (finite[most - int(0.9 * most)], finite[-1])
 
 
 def _spark(values: Sequence[float], bounds: tuple[float, float]) -> str:

@@ -60,6 +60,11 @@ def metrics(past: History, paths: SessionPaths, jobs: Sequence[Job]) -> list[tup
     return sorted(found.items(), key=lambda item: (-item[1], item[0]))
 
 
+def points_to_draw(jobs: int) -> int:
+    """Points of each of so many curves that a drawing needs."""
+    return max(_FEWEST, min(_MOST, _POINTS // max(1, jobs)))
+
+
 def results(
     past: History,
     paths: SessionPaths,
@@ -70,11 +75,11 @@ def results(
     statistic: Statistic | None = None,
     better: Better | None = None,
     step: str | None = None,
-    curves: bool = False,
+    points: int = 0,
 ) -> Results:
     """Rank jobs by a metric. What is not given follows from the metric's name.
 
-    `curves`: keep enough of them to draw them.
+    `points`: about so many of each curve are kept.
 
     Raises:
         UsageError: no job has the metric or a key of `by`, or the name does not tell what is better.
@@ -89,9 +94,7 @@ def results(
     statistic, better = rule
     texts = {job.spec.name: {k: text_of(v) for k, v in job.spec.parameters.items()} for job in jobs}
     _check(by, texts.values())
-    since, points = _computed_since(past.events), _FEWEST // 2
-    if curves:
-        points = max(_FEWEST, min(_MOST, _POINTS // max(1, len(jobs))))
+    since = _computed_since(past.events)
     steps = (step,) if step is not None else STEPS
     entrants = [
         Entrant(
