@@ -7,6 +7,7 @@ series.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -28,7 +29,11 @@ def metric_names(path: Path, *, since: int = 0) -> set[str]:
     found: set[bytes] = set()
     for block in _blocks(path, since):
         found.update(_NAMES.findall(block))
-    return {json.loads(b'"' + name + b'"') for name in found} - _OWN
+    names: set[str] = set()
+    for name in found:
+        with contextlib.suppress(ValueError):  # of a torn line
+            names.add(json.loads(b'"' + name + b'"'))
+    return names - _OWN
 
 
 def read_curve(

@@ -125,10 +125,17 @@ def test_torn_lines_bring_no_value_that_was_not_written(
     curve = read_curve(path, "loss")
     if curve is not None and b"loss" not in junk:
         assert {curve.last.value, *(x.value for x in (curve.low, curve.high) if x)} <= set(values)
+    metric_names(path)
     # The next record may end a torn line; the one behind it stands for itself.
     write(path, [{"loss": 0.5}, {"loss": 0.25}])
     curve = read_curve(path, "loss")
     assert curve is not None and curve.last.value == 0.25
+
+
+def test_names_that_a_torn_line_has_made_up_are_no_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "job.jsonl"
+    path.write_bytes(b'{"\xff":1,"lo\tss":2,"acc":3}\n{"loss":4}\n')
+    assert metric_names(path) == {"acc", "loss"}
 
 
 def test_a_series_that_is_not_there_has_no_metrics(tmp_path: Path) -> None:
