@@ -57,8 +57,8 @@ def attach(home: Path) -> None:
     from oellm_autoexp.core import events as ev
     from oellm_autoexp.core.layout import SessionPaths
     from oellm_autoexp.monitor.loop import RealClock
+    from oellm_autoexp.services import lead as service
     from oellm_autoexp.services import plugins
-    from oellm_autoexp.services import session as service
     from oellm_autoexp.store import inbox
     from oellm_autoexp.store.effects import Effects
 

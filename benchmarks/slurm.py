@@ -132,7 +132,7 @@ def submit_ours(path: str) -> None:
 def watch_ours(home: str, until_ended: str) -> None:
     """Lead the session."""
     from oellm_autoexp.core.layout import SessionPaths
-    from oellm_autoexp.services import session as service
+    from oellm_autoexp.services import lead as service
 
     loop = service.lead(SessionPaths(Path(home) / "outputs" / ".oellm-autoexp"))
     jobs = loop.session.jobs

@@ -75,6 +75,7 @@ def start(
 
 def _start_session(reference: str | None, revive: bool, as_json: bool) -> None:
     from oellm_autoexp.services import daemon as service
+    from oellm_autoexp.services import lead as leading
     from oellm_autoexp.services import session as sessions
 
     paths, state = find_session(reference)
@@ -88,8 +89,8 @@ def _start_session(reference: str | None, revive: bool, as_json: bool) -> None:
                 _print(paths, state, as_json)
             return
         try:
-            watch = sessions.Watch(warn=lambda text: None if revive else typer.echo(text, err=True))
-            leader = service.hand_over(paths, sessions.lead(paths, watch=watch), service.in_tmux)
+            watch = leading.Watch(warn=lambda text: None if revive else typer.echo(text, err=True))
+            leader = service.hand_over(paths, leading.lead(paths, watch=watch), service.in_tmux)
         except NotLeader:
             # Another one was faster; or one lives on another host, where it cannot be attached to from here.
             leader = sessions.leader_of(paths)

@@ -34,6 +34,7 @@ def nodes(
     """Show nodes that jobs are kept off, or suspected; exclude or forgive some."""
     from oellm_autoexp.services import session as service
     from oellm_autoexp.services import views
+    from oellm_autoexp.services.lead import command
 
     if session in VERBS:
         # `nodes exclude n17`: the session is the one here.
@@ -46,7 +47,7 @@ def nodes(
     if not names:
         raise UsageError(f"{verb} which nodes?", hint=f"oellm-autoexp nodes SESSION {verb} n17 'n[20-23]'")
     paths, _ = find_session(session)
-    ok, text = service.command(paths, verb, {"nodes": names, "why": why})
+    ok, text = command(paths, verb, {"nodes": names, "why": why})
     if as_json:
         state = service.replay(paths)
         found = views.suspects(state, views.moment(state, time.time()))

@@ -21,11 +21,12 @@ Filter = Annotated[
 def cancel(session: SessionRef = None, jobs: Jobs = None, only: Filter = None, yes: Yes = False) -> None:
     """Cancel jobs; they stay cancelled until `retry`."""
     from oellm_autoexp.services import session as service
+    from oellm_autoexp.services.lead import command
 
     paths, state = find_session(session)
     found = _filtered(service.chosen(state, jobs or []), only)
     confirm(f"Cancel {len(found)} job(s)?", yes)
-    ok, text = service.command(paths, "cancel", {"jobs": [job.spec.name for job in found]})
+    ok, text = command(paths, "cancel", {"jobs": [job.spec.name for job in found]})
     _told(paths, [job.spec.name for job in found], ok, text)
 
 

@@ -302,7 +302,7 @@ def _reconciled(done: Any, session: Any) -> str:
 
 def monitor(session: SessionRef = None, as_json: AsJson = False) -> None:
     """Watch a session until everything has a verdict, restarting and acting as its rules say."""
-    from oellm_autoexp.services import session as service
+    from oellm_autoexp.services import lead as service
 
     paths, state = find_session(session)
     if not state.jobs:

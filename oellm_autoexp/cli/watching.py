@@ -50,7 +50,7 @@ class Progress:
 
     @property
     def watch(self) -> Any:
-        from oellm_autoexp.services.session import Watch
+        from oellm_autoexp.services.lead import Watch
 
         return Watch(on_event=self._event, warn=lambda text: self.say(text, err=True))
 

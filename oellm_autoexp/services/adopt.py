@@ -15,9 +15,10 @@ from oellm_autoexp.planning.identity import digest
 from oellm_autoexp.planning.plan import RULES, PlannedJob
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.services import plan as planning
+from oellm_autoexp.services.lead import clock_of, command, lead
 from oellm_autoexp.services.log_watch import point_of
 from oellm_autoexp.services.plan import Loaded, PlanResult, guard_source, require_group, require_submitting
-from oellm_autoexp.services.session import clock_of, command, lead, replay
+from oellm_autoexp.services.session import replay
 from oellm_autoexp.services.submit import check_belongs, opened_by
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects

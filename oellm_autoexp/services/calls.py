@@ -138,7 +138,8 @@ def submit_jobs(
     """
     from oellm_autoexp.services import submit as service
     from oellm_autoexp.services.daemon import hand_over
-    from oellm_autoexp.services.session import Watch, replay
+    from oellm_autoexp.services.lead import Watch
+    from oellm_autoexp.services.session import replay
 
     result = config if isinstance(config, PlanResult) else planned(config, config_dir, overrides, scheduler)
     terms = service.Terms(update=update, prune=prune)

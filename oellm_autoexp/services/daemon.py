@@ -23,7 +23,8 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import StateError
 from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.services import inherit
-from oellm_autoexp.services.session import ANSWER_S, command, replay
+from oellm_autoexp.services.lead import ANSWER_S, command
+from oellm_autoexp.services.session import replay
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Child, Effects, Ran
 

@@ -30,8 +30,8 @@ from oellm_autoexp.monitor.loop import Loop
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient, HorizonReached
 from oellm_autoexp.schedulers.fake.scenario import DAY, Play, Scenario
 from oellm_autoexp.services import calls, submit
+from oellm_autoexp.services.lead import Watch
 from oellm_autoexp.services.plan import PlanResult
-from oellm_autoexp.services.session import Watch
 from oellm_autoexp.services.views import is_routine, told
 from oellm_autoexp.store.effects import Effects
 

@@ -18,8 +18,8 @@ from oellm_autoexp.planning.functions import UserFunction
 from oellm_autoexp.planning.provenance import REDACTED
 from oellm_autoexp.services import batch_plan, calls, collections, generate, submit
 from oellm_autoexp.services import plan as planning
-from oellm_autoexp.services import session as service
 from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services.lead import command
 from oellm_autoexp.services.plan import SCHEDULERS, PlanResult
 from oellm_autoexp.store.effects import Effects
 
@@ -84,7 +84,7 @@ def again(paths: SessionPaths, session: Session, names: Sequence[str], changes: 
         StateError: something cannot be written, or a leader does not answer.
     """
     if not changes or not names:
-        return service.command(paths, "retry", {"jobs": list(names)})
+        return command(paths, "retry", {"jobs": list(names)})
     result = _replanned(paths, session, names, changes)
     terms = submit.Terms(update=True, again=tuple(names))
     done, loop = submit.submit(result, terms)

@@ -15,6 +15,7 @@ from oellm_autoexp.monitor.loop import Loop, RealClock
 from oellm_autoexp.planning.resources import hours, totals
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.services import space
+from oellm_autoexp.services.lead import Watch, clock_of, command, lead
 from oellm_autoexp.services.plan import (
     Loaded,
     PlanResult,
@@ -23,7 +24,7 @@ from oellm_autoexp.services.plan import (
     require_submitting,
     write,
 )
-from oellm_autoexp.services.session import Watch, check_project, clock_of, command, lead, replay
+from oellm_autoexp.services.session import check_project, replay
 from oellm_autoexp.store import journal
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.registry import Entry, Registry

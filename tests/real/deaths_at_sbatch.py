@@ -27,7 +27,8 @@ from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.errors import LeadershipLost
 from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services import submit as service
-from oellm_autoexp.services.session import lead, replay
+from oellm_autoexp.services.lead import lead
+from oellm_autoexp.services.session import replay
 from oellm_autoexp.store.effects import Effects, Ran
 
 GRACE_S = 0.3

@@ -16,7 +16,8 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.monitor.loop import Loop
 from oellm_autoexp.schedulers.fake.client import FakeSlurmClient
 from oellm_autoexp.services import calls, submit
-from oellm_autoexp.services.session import Watch, lead, replay
+from oellm_autoexp.services.lead import Watch, lead
+from oellm_autoexp.services.session import replay
 from oellm_autoexp.store import journal
 
 #: The first moment of a rehearsal, 2026-01-01.

@@ -16,7 +16,8 @@ from oellm_autoexp.config.sockets import SchedulerInterface, Submission, Task
 from oellm_autoexp.errors import StateError, UsageError
 from oellm_autoexp.services import plan
 from oellm_autoexp.services.adopt import adopt
-from oellm_autoexp.services.session import lead, replay
+from oellm_autoexp.services.lead import lead
+from oellm_autoexp.services.session import replay
 
 RULES = """
 project: {name: tiny, base_output_dir: ./outputs}

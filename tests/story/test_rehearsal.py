@@ -17,6 +17,7 @@ from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import LeadershipLost
 from oellm_autoexp.services import calls, session, submit, views
+from oellm_autoexp.services.lead import lead
 from oellm_autoexp.store import journal
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -184,7 +185,7 @@ def test_a_killed_rehearsal_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch)
             loop.run(dies_after(turns))
         # What is shown of it is in its own time, not in that of the one who looks.
         assert 0 <= views.moment(loop.session, 0.0) - START < 4 * 86400
-        loop = session.lead(paths)
+        loop = lead(paths)
     loop.run()
     loop.close()
     ended = session.replay(paths)
@@ -214,7 +215,7 @@ def test_a_leader_that_was_stopped_moves_the_cluster_no_more(
     _, first = submit.submit(plan)
     assert first is not None
     first.tick()
-    second = session.lead(plan.loaded.paths)
+    second = lead(plan.loaded.paths)
     with pytest.raises(LeadershipLost, match="another process plays this cluster"):
         first._clock.wait(60.0)
     second.run()
