@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from oellm_autoexp.config.nodes import DYNAMIC, Container, Leaf, Node
 from oellm_autoexp.config.origins import Origins
 from oellm_autoexp.config.schema import PATHS, ProjectConfig, RootConfig
 from oellm_autoexp.config.scope import Scope
+from oellm_autoexp.config.siblings import Siblings
 from oellm_autoexp.config.tree import Tree
 from oellm_autoexp.config.typed import HINTS, faults_of, parse_section
 from oellm_autoexp.core import symbols
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 from oellm_autoexp.sweep.grid import Grid, Point
 from oellm_autoexp.sweep.names import Namer
+from oellm_autoexp.sweep.stages import REPEAT, STAGE, Stages, refers
 
 SECTIONS = tuple(item.name for item in fields(RootConfig))
 _MISSING = "???"
@@ -89,8 +92,16 @@ class Composed:
             raise ConfigError(*dict.fromkeys(found))
         self.tree = tree
         self.project: ProjectConfig = parse_section("project", tree.folded["project"])
-        self.namer = Namer(self.grid.name_template, self.project.name, self.grid.keys, self.grid.labels)
-        self._reads = tree.reads.union(*(tree.reads_of(text) for text in reads.texts(sweep) if "${" in text))
+        texts = list(reads.texts(sweep))
+        self._reads = tree.reads.union(*(tree.reads_of(text) for text in texts if "${" in text))
+        self.staged = self.grid.staged or any(name.startswith("sibling.") for name in self._reads)
+        bare = (STAGE,) if self.staged else ()
+        self.namer = Namer(self.grid.name_template, self.project.name, self.grid.keys, self.grid.labels, bare)
+        escaped = next((text for text in texts if r"\${sibling." in text), None)
+        if escaped is not None:
+            what = "the reference to a sibling is escaped, so it would stay text"
+            hint = "write it without the backslash: a sibling is looked up for each point"
+            raise ConfigError(Fault(key="sweep", what=what, value=escaped, hint=hint))
 
     # ---- results
 
@@ -98,18 +109,56 @@ class Composed:
         """The points of the sweep, one at a time."""
         return self.grid.points()
 
-    def resolved(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The point's own values with their references resolved.
+    @cached_property
+    def listed(self) -> list[Point]:
+        """All points of the sweep."""
+        return list(self.points())
+
+    @cached_property
+    def stages(self) -> Stages | None:
+        """The stages of the sweep; None where no point refers to another, and none follows another."""
+        if not self.staged:
+            return None
+        declared = [point.values for point in self.listed]
+        return Stages(declared, chained=self.grid.chained, by=self.grid.siblings_by)
+
+    def name(self, point: Point, values: Mapping[str, Any], index: int) -> str:
+        """The name of a point's job; `values` are its resolved ones.
+
+        What refers to a sibling is shown only where the template names it: it follows from the rest.
+
+        Raises:
+            ConfigError: the point lacks a key of the template, or a format does not fit its value.
+        """
+        named, declared = self.namer.named, point.values
+        shown = {k: v for k, v in values.items() if k in named or not refers(declared.get(k))}
+        return self.namer.name(shown, index)
+
+    def any_siblings(self, point: Point) -> Mapping[str, Any]:
+        """What stands for the siblings of a point where jobs have no names; as `Tree.at` takes it."""
+        return (
+            Siblings(self, lambda stage, _index: _any_sibling(stage)).of(point.index) if self.staged else {}
+        )
+
+    def resolved(
+        self, values: Mapping[str, Any], sibling: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        """The point's own values with their references resolved; `sibling` are those of the point, by stage.
 
         Raises:
             ConfigError: a reference that leads nowhere, with the place where it was written.
         """
         try:
-            return self.tree.at(values, {}).point_values()
+            return self.tree.at(values, {}, sibling=sibling).point_values()
         except ConfigError as error:
             raise self.placed(error) from error.__cause__
 
-    def point(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> PointConfig:
+    def point(
+        self,
+        values: Mapping[str, Any],
+        job: Mapping[str, Any],
+        sibling: Mapping[str, Any] | None = None,
+    ) -> PointConfig:
         """The config of one point by its `resolved` values; `job` is what `${job.…}` means.
 
         Read only: points share what is constant.
@@ -117,15 +166,20 @@ class Composed:
         Raises:
             ConfigError: what is wrong, with the place where it was written.
         """
-        return self.typed(self.scope(values, job))
+        return self.typed(self.scope(values, job, sibling))
 
-    def scope(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> Scope:
+    def scope(
+        self,
+        values: Mapping[str, Any],
+        job: Mapping[str, Any],
+        sibling: Mapping[str, Any] | None = None,
+    ) -> Scope:
         """One point by its `resolved` values: `.config()` is its plain config, `.with_job` names another job.
 
         Raises:
             ConfigError: a value that cannot be resolved, with the place where it was written.
         """
-        scope = self.tree.at(values, job, resolved=True)
+        scope = self.tree.at(values, job, sibling=sibling, resolved=True)
         try:
             scope.config()
         except ConfigError as error:
@@ -220,10 +274,16 @@ class Composed:
         if first is None:
             what, hint = "the filters leave no point", "loosen a filter, or sweep more values"
             raise ConfigError(Fault(key="sweep", what=what, hint=hint))
-        root = self.point(self.resolved(first.values), _ANY_JOB).root
-        unread = reads.unread(self.tree, self.grid, self.namer, self._reads, root)
+        sibling = self.any_siblings(first)
+        root = self.point(self.resolved(first.values, sibling), _ANY_JOB, sibling).root
+        known = {*self._reads, STAGE, REPEAT} if self.staged else self._reads
+        unread = reads.unread(self.tree, self.grid, self.namer, known, root)
         if unread:
             raise ConfigError(*unread)
+
+
+def _any_sibling(stage: str) -> dict[str, str]:
+    return {**{key: f"/{stage}/{key}" for key in _ANY_JOB}, "id": "0" * 12}
 
 
 def _tree(raw: dict[str, Any], swept: Sequence[str], directory: Path, timestamp: str | None) -> Tree:

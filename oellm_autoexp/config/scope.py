@@ -130,6 +130,9 @@ class Scope:
         self._factual.update(self._active)
         section, *rest = path
         facts = self._facts.get(section, {})
+        if section == "sibling" and len(rest) == 1:
+            what = f"`{'.'.join(path)}` is a sibling, and no value"
+            raise Missing(what, f"name what of it is meant: ${{{'.'.join(path)}.output_dir}}")
         if not rest:
             return facts
         name = ".".join(rest)

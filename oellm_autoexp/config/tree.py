@@ -116,7 +116,7 @@ class Tree:
 
         `resolved`: the values are those of `point_values`.
         """
-        return Scope(self, values, {"job": job, "sibling": sibling or {}}, resolved)
+        return Scope(self, values, {"job": job, "sibling": {} if sibling is None else sibling}, resolved)
 
     def point(self, values: Mapping[str, Any], job: Mapping[str, Any]) -> Mapping[str, Any]:
         """The resolved config of one point. Constant parts are shared between points: read only.

@@ -57,11 +57,14 @@ def halt(session: Session) -> str:
 
 
 def canaries(session: Session) -> list[Job]:
-    """The jobs that go first: so many as the session was opened with, in plan order."""
+    """The jobs that go first: so many as the session was opened with, in plan order.
+
+    None of them waits for another job, which would wait for it in turn.
+    """
     wanted = int(session.opened.scheduler.get("canary") or 0) if session.opened is not None else 0
     if not wanted:
         return []
-    planned = (job for job in session.jobs.values() if job.planned)
+    planned = (job for job in session.jobs.values() if job.planned and not job.spec.parents)
     return heapq.nsmallest(wanted, planned, key=lambda job: job.spec.index)
 
 

@@ -148,13 +148,34 @@ class Resources:
     signal: str = ""
 
 
+#: What lets a job start that has a parent: the parent's success, or the job's own start condition.
+SUCCESS, CONDITION = "success", "condition"
+
+
+@quick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """A job that another one waits for: its sibling in another stage, or the segment that it follows."""
+
+    job: str
+    #: Its content hash, as the waiting job was planned.
+    id: str
+    stage: str = ""
+    gate: str = SUCCESS
+
+    @property
+    def called(self) -> str:
+        """How a sentence names it."""
+        return f"{self.job} (stage {self.stage})" if self.stage else self.job
+
+
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """One experiment that a person wants done, as the plan froze it."""
 
     name: str
-    #: Content hash of what it computes: parameters, backend, environment.
+    #: Content hash of what it computes: parameters, backend, environment, and the ids of its parents.
     id: str
     index: int
     parameters: Mapping[str, Scalar]
@@ -175,6 +196,8 @@ class JobSpec:
     rules: str = ""
     #: The key of the source that it runs from (`core.source`); "": where it was planned.
     source: str = ""
+    #: The jobs that it waits for, by their stages.
+    parents: tuple[Parent, ...] = ()
 
     def log_of(self, attempt: int) -> str:
         return self.log_path.replace("{attempt}", str(attempt))
@@ -182,6 +205,8 @@ class JobSpec:
 
 #: Who cancels what the breaker holds: such an attempt never counts as begun, and is free of budgets.
 BREAKER = "breaker"
+#: Who ends a job whose parent has failed for good.
+PARENT = "parent"
 
 
 class Phase(str, Enum):
@@ -385,6 +410,12 @@ class Job:
             if attempt.number == number:
                 return attempt
         raise KeyError(number)
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether it ended only because a parent did."""
+        wish = self.end_wish
+        return self.state is JobState.CANCELLED and wish is not None and wish.by == PARENT
 
     @property
     def restarts(self) -> int:

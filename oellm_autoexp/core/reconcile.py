@@ -148,9 +148,24 @@ def difference(old: JobSpec, new: JobSpec) -> str:
             min(len(old.argv), len(new.argv)),
         )
         parts.append(_command(old.argv, new.argv, at))
+    parts += _parents(old, new)
     if old.source != new.source:
         parts.append(f"source: {_source(old.source)} -> {_source(new.source)}")
     return "; ".join(parts) or "the environment or the backend differs"
+
+
+def _parents(old: JobSpec, new: JobSpec) -> list[str]:
+    """What has changed about the jobs that it waits for, in words."""
+    before, after = ({parent.stage: parent for parent in spec.parents} for spec in (old, new))
+    return [
+        *(f"does not wait for {gone.called}" for stage, gone in before.items() if stage not in after),
+        *(f"waits for {added.called}" for stage, added in after.items() if stage not in before),
+        *(
+            f"{parent.called}, which it waits for, has changed"
+            for stage, parent in after.items()
+            if stage in before and before[stage].id != parent.id
+        ),
+    ]
 
 
 def _source(key: str) -> str:

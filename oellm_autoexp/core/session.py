@@ -68,6 +68,8 @@ class Session:
     alive: dict[str, None] = field(default_factory=dict)
     #: Names of the jobs that have neither such an attempt nor a verdict.
     waiting: dict[str, None] = field(default_factory=dict)
+    #: Names of the jobs that ended only because a parent did.
+    orphans: dict[str, None] = field(default_factory=dict)
     #: Names of the jobs that have changed since `take_changed`.
     changed: dict[str, None] = field(default_factory=dict, compare=False)
     rules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -174,6 +176,10 @@ class Session:
             self.waiting.pop(name, None)
         else:
             self.alive.pop(name, None)
+            if job.orphaned:
+                self.orphans[name] = None
+            elif name in self.orphans:
+                del self.orphans[name]
             if job.state.ended:
                 self.waiting.pop(name, None)
             else:

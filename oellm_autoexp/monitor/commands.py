@@ -9,6 +9,7 @@ from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.adopt import adopt
 from oellm_autoexp.core.holds import holds
 from oellm_autoexp.core.hostlist import expand
+from oellm_autoexp.core.parents import lost_parent
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import AutoexpError
@@ -61,14 +62,20 @@ class Commands:
             found, jobs = holds(self._session), self._session.jobs.values()
             free = sum(1 for job in jobs if not (job.state.ended or job.begun or found.of(job)))
             parts.append(f"the breaker is reset: {free} waiting jobs may start")
-        done = []
+        done, left = [], []
         for name in names:
             job = self._session.jobs[name]
-            if job.state.ended:
+            if not job.state.ended:
+                continue
+            parent = lost_parent(self._session, job, names)
+            if parent is None:
                 self._record(ev.JobRetried(at=now, job=name))
                 done.append(name)
+            else:
+                left.append(f"{name} waits for {parent.called}, which did not succeed: retry that one")
         if done:
             parts.append(f"starting again: {', '.join(done)}")
+        parts += left
         if parts:
             return True, "; ".join(parts)
         why = "none of them has ended" if names else "no job failed or was cancelled"

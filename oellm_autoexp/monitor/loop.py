@@ -10,7 +10,7 @@ from typing import Protocol
 
 from oellm_autoexp.config.sockets import SchedulerInterface
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core import holds, successor
+from oellm_autoexp.core import holds, parents, successor
 from oellm_autoexp.core.admission import admit, rethrottle
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, Rules, follow
@@ -228,13 +228,15 @@ class Loop:
         for cancel in holds.withdrawals(self.session, now):
             self.record(cancel)
         self._prove_canaries(now)
+        for follows in (*parents.revived(self.session, now), *parents.orphaned(self.session, now)):
+            self.record(follows)
         held = holds.holds(self.session)
         ready = []
         for name in list(self.session.waiting):
             job = self.session.jobs[name]
             if job.end_wish is not None or now < job.not_before:
                 continue
-            why = held.of(job)
+            why = held.of(job) or parents.waits(self.session, job)
             if not why:
                 gate, said = self._observer.start_gate(job, self.rules_of(job.spec.rules), now)
                 why = "" if gate is Gate.OPEN else f"start condition: {said}"

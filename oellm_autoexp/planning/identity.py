@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.core import symbols
@@ -23,6 +24,19 @@ SYMBOLIC_JOB: Mapping[str, str] = {
     "log_path": "${job.log_path}",
     "attempt": symbols.reference(symbols.ATTEMPT_VARIABLE),
 }
+
+#: Sections that say how a job is watched and what follows its end: they change no id and reach no backend.
+LIFECYCLE = ("job", "monitoring", "restart_policies", "actions", "conditions", "scheduler")
+#: Names of per-job lifecycle keys that a sweep may use without their section.
+LIFECYCLE_ALIASES = frozenset(
+    {
+        "start_condition_cmd",
+        "start_condition_interval_seconds",
+        "termination_string",
+        "termination_command",
+        "inactivity_threshold_seconds",
+    }
+)
 
 
 def canonical(value: Any) -> str:
@@ -53,20 +67,55 @@ _environment = Latest(canonical)
 
 
 def job_id(
-    parameters: Mapping[str, Any], backend: Any, environment: Mapping[str, Any], source: str = ""
+    parameters: Mapping[str, Any],
+    backend: Any,
+    environment: Mapping[str, Any],
+    source: str = "",
+    parents: Mapping[str, str] | None = None,
 ) -> str:
     """The id of a job: 12 hexadecimal digits.
 
     `parameters` are the point's resolved values, `backend` the resolved section as it was written (not the
     parsed one: a default that a release adds changes no id), `environment` that of `slurm.environment`,
-    `source` the key of an isolated source; without one the id is that of the other three.
+    `source` the key of an isolated source, `parents` the ids of the jobs that it waits for, by their stages;
+    without these the id is that of the other three.
 
     Raises:
         ConfigError: a number that is infinite or none.
     """
     # The text of `canonical([RECIPE, parameters, backend, environment])`.
     text = f"[{RECIPE},{canonical(parameters)},{canonical(backend)},{_environment(environment)}]{source}"
+    if parents:
+        text += canonical(parents)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity_of(
+    values: Mapping[str, Any],
+    symbolic: Mapping[str, Any],
+    directory: Path,
+    source: str,
+    parents: Mapping[str, str],
+) -> str:
+    """The id of a point's job by its values and its config, with its places and siblings left open.
+
+    It stays the same where its project is moved, or has another path on another host.
+
+    Raises:
+        ConfigError: a number that is infinite or none.
+    """
+    parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
+    environment = (symbolic.get("slurm") or {}).get("environment") or {}
+    backend: Any = symbolic.get("backend")
+    cwd = backend.get("cwd") if isinstance(backend, Mapping) else None
+    if isinstance(cwd, str) and Path(cwd).is_relative_to(directory):
+        backend = {**backend, "cwd": str(Path(cwd).relative_to(directory))}
+    return job_id(parameters, backend, environment, source, parents)
+
+
+def is_lifecycle(key: str) -> bool:
+    """Whether a swept key says how a job is watched, not what it computes."""
+    return key in LIFECYCLE_ALIASES or key.partition(".")[0] in LIFECYCLE
 
 
 def digest(value: Any) -> str:

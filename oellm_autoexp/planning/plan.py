@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.config.compose import Composed, PointConfig
+from oellm_autoexp.config.scope import Scope
 from oellm_autoexp.config.sockets import (
     BackendInterface,
     BackendJobSpec,
@@ -22,31 +23,26 @@ from oellm_autoexp.config.typed import shown
 from oellm_autoexp.core import symbols
 from oellm_autoexp.core.latest import Latest
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import JobSpec, Resources, Scalar
+from oellm_autoexp.core.model import JobSpec, Parent, Resources, Scalar
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.source import PlannedSource
 from oellm_autoexp.errors import AutoexpError, ConfigError, Fault
-from oellm_autoexp.planning.identity import SYMBOLIC_JOB, digest, job_id
+from oellm_autoexp.planning.family import Edge, Family, Kin
+from oellm_autoexp.planning.identity import (
+    LIFECYCLE_ALIASES,
+    SYMBOLIC_JOB,
+    digest,
+    identity_of,
+    is_lifecycle,
+)
+from oellm_autoexp.planning.job_names import JobNames
 from oellm_autoexp.planning.places import JobPlaces, Places
 from oellm_autoexp.planning.resources import resources_of
 from oellm_autoexp.planning.sweep_json import text_of
 from oellm_autoexp.rendering import shell
 from oellm_autoexp.sweep.grid import Point
-from oellm_autoexp.sweep.names import UniqueNames
 from oellm_autoexp.sweep.scalars import format_scalar
 
-#: Sections that say how a job is watched and what follows its end: they change no id and reach no backend.
-LIFECYCLE = ("job", "monitoring", "restart_policies", "actions", "conditions", "scheduler")
-#: Names of per-job lifecycle keys that a sweep may use without their section.
-LIFECYCLE_ALIASES = frozenset(
-    {
-        "start_condition_cmd",
-        "start_condition_interval_seconds",
-        "termination_string",
-        "termination_command",
-        "inactivity_threshold_seconds",
-    }
-)
 #: What the monitor is told of a job.
 RULES = ("monitoring", "restart_policies", "actions", "conditions", "job")
 
@@ -85,52 +81,9 @@ def plan(
     Raises:
         ConfigError: what is wrong with which point.
     """
-    planner = _Planner(composed, scheduler, paths, cwd, source)
-    names = planner.names(known or {})
+    planner = _Planner(composed, scheduler, paths, cwd, source, known or {})
     for point in composed.points():
-        yield planner.job(point, names)
-
-
-class _Names:
-    """Gives each id one name and each name to one id."""
-
-    def __init__(self, composed: Composed, known: Mapping[str, str], taken: frozenset[str]) -> None:
-        self._namer = composed.namer
-        self._known = known
-        self._taken = taken
-        self._unique = UniqueNames(composed.namer.template)
-        self._ids: dict[str, int] = {}
-        self._given: set[str] = set()
-        self._next = len(taken)
-
-    def of(self, identity: str, values: Mapping[str, Any], index: int) -> str:
-        """The name of a job.
-
-        Raises:
-            ConfigError: another point has this name, or is the same job.
-        """
-        other = self._ids.setdefault(identity, index)
-        if other != index:
-            each = (f"{key}={symbols.shown(text_of(value))}" for key, value in values.items())
-            point = ", ".join(each) or "no values"
-            what = f"points {other} and {index} would compute the same"
-            hint = "remove one of them, or sweep something that the command or its environment reads"
-            raise ConfigError(Fault(key="sweep", what=what, value=point, hint=hint))
-        name = self._known.get(identity)
-        if name is None:
-            name = self._fresh(values, index)
-        self._unique.add(name, values)
-        return name
-
-    def _fresh(self, values: Mapping[str, Any], index: int) -> str:
-        name = self._namer.name(values, index)
-        if self._namer.uses_index and self._taken:
-            # Numbers that are in use stay where they are; new points go on behind them.
-            while name in self._taken or name in self._given:
-                name = self._namer.name(values, self._next)
-                self._next += 1
-            self._given.add(name)
-        return name
+        yield planner.job(point)
 
 
 class _Planner:
@@ -143,6 +96,7 @@ class _Planner:
         paths: SessionPaths,
         cwd: Path,
         source: PlannedSource | None,
+        known: Mapping[str, str],
     ) -> None:
         self._composed = composed
         self._scheduler = scheduler
@@ -157,52 +111,88 @@ class _Planner:
         self._places = Latest(self._places_in)
         self._resources = Latest(resources_of)
         self._shared = Latest(_shared)
+        #: Names and places of points that others refer to, by their indexes.
+        self._relatives: dict[int, tuple[str, JobPlaces]] = {}
+        staged = composed.stages is not None
+        self._family = Family(composed, self._identity, self._relative) if staged else None
+        self._names = self._job_names(known)
 
-    # ---- names
+    # ---- names and places
 
-    def names(self, known: Mapping[str, str]) -> _Names:
+    def _job_names(self, known: Mapping[str, str]) -> JobNames:
         """Where names count points, ids are looked at first: only names of jobs still planned are in use."""
         taken: set[str] = set()
         if known and self._composed.namer.uses_index:
             for point in self._composed.points():
-                values = self._composed.resolved(point.values)
-                symbolic = self._composed.scope(values, SYMBOLIC_JOB).config()
-                name = known.get(self._identity(values, symbolic))
+                name = known.get(self._kin(point).id)
                 if name is not None:
                     taken.add(name)
-        return _Names(self._composed, known, frozenset(taken))
+        return JobNames(self._composed, known, frozenset(taken))
+
+    def _kin(self, point: Point) -> Kin:
+        if self._family is not None:
+            return self._family.kin(point.index)
+        values, scope = self._resolved(point)
+        return Kin(id=self._identity(values, scope.config(), {}))
+
+    def _resolved(self, point: Point) -> tuple[Mapping[str, Any], Scope]:
+        """The values of a point and its config, with `job.*` left open: what id and places are made from."""
+        if self._family is not None:
+            return self._family.resolved(point.index)
+        values = self._composed.resolved(point.values)
+        return values, self._composed.scope(values, SYMBOLIC_JOB)
+
+    def _relative(self, index: int) -> tuple[str, JobPlaces]:
+        """The name and the places of a point that others refer to."""
+        if index not in self._relatives:
+            point = self._composed.listed[index]
+            values, scope = self._resolved(point)
+            try:
+                self._relatives[index] = self._placed(point, values, scope.config())
+            except ConfigError as error:
+                raise self._composed.placed(_about(f"point {index}", error)) from error.__cause__
+        return self._relatives[index]
+
+    def _placed(
+        self, point: Point, values: Mapping[str, Any], config: Mapping[str, Any], kin: Kin | None = None
+    ) -> tuple[str, JobPlaces]:
+        if point.index in self._relatives:
+            return self._relatives[point.index]
+        name = self._names.of((kin or self._kin(point)).id, values, point)
+        found = self._places(config.get("slurm"), config.get("monitoring"))
+        return name, found.of(name, self._composed.project.name, _parameters(values))
 
     # ---- jobs
 
-    def job(self, point: Point, names: _Names) -> PlannedJob:
+    def job(self, point: Point) -> PlannedJob:
         """One job.
 
         Raises:
             ConfigError: what is wrong with it.
         """
         composed, name = self._composed, f"point {point.index}"
-        values = composed.resolved(point.values)
-        # With `job.*` left open: what its id and its places are made from.
-        scope = composed.scope(values, SYMBOLIC_JOB)
+        values, scope = self._resolved(point)
         symbolic = scope.config()
         try:
-            identity = self._identity(values, symbolic)
-            name = names.of(identity, values, point.index)
-            parameters = {key: _scalar(value) for key, value in values.items()}
-            found = self._places(symbolic.get("slurm"), symbolic.get("monitoring"))
-            places = found.of(name, composed.project.name, parameters)
+            if self._family is None:
+                kin = Kin(id=self._identity(values, symbolic, {}))
+            else:
+                kin = self._family.kin(point.index)
+            name, places = self._placed(point, values, symbolic, kin)
             config = composed.typed(scope.with_job(places.facts(name)))
             resources = self._resources(config.raw.get("slurm") or {})
             request = self._request(config, name, values, places, resources)
             script = self._scheduler.render(request)
         except ConfigError as error:
             raise composed.placed(_about(name, error)) from error.__cause__
+        if self._family is not None:
+            self._relatives[point.index] = name, places
         rules_id, rules = self._rules_of(config.raw, values)
         spec = JobSpec(
             name=name,
-            id=identity,
+            id=kin.id,
             index=point.index,
-            parameters=parameters,
+            parameters=_parameters(values),
             argv=tuple(symbols.shown(word) for word in request.argv),
             output_dir=places.output_dir,
             checkpoint_dir=places.checkpoint_dir,
@@ -214,11 +204,19 @@ class _Planner:
             batch=self._batch(script),
             rules=rules_id,
             source=self._source_key,
+            parents=tuple(self._parent(edge) for edge in kin.parents),
         )
         return PlannedJob(spec=spec, script=script, request=request, rules=rules)
 
-    def _identity(self, values: Mapping[str, Any], symbolic: Mapping[str, Any]) -> str:
-        return _identity(values, symbolic, self._composed.directory, self._source_key)
+    def _parent(self, edge: Edge) -> Parent:
+        assert self._family is not None
+        name, _ = self._relative(edge.index)
+        return Parent(job=name, id=self._family.kin(edge.index).id, stage=edge.stage, gate=edge.gate)
+
+    def _identity(
+        self, values: Mapping[str, Any], symbolic: Mapping[str, Any], parents: Mapping[str, str]
+    ) -> str:
+        return identity_of(values, symbolic, self._composed.directory, self._source_key, parents)
 
     def _batch(self, script: str) -> str:
         key = self._scheduler.batch_key(script)
@@ -302,20 +300,8 @@ class _Planner:
         return found
 
 
-def _identity(values: Mapping[str, Any], symbolic: Mapping[str, Any], directory: Path, source: str) -> str:
-    """A job stays the same where its project is moved, or has another path on another host."""
-    parameters = {key: value for key, value in values.items() if not is_lifecycle(key)}
-    environment = (symbolic.get("slurm") or {}).get("environment") or {}
-    backend: Any = symbolic.get("backend")
-    cwd = backend.get("cwd") if isinstance(backend, Mapping) else None
-    if isinstance(cwd, str) and Path(cwd).is_relative_to(directory):
-        backend = {**backend, "cwd": str(Path(cwd).relative_to(directory))}
-    return job_id(parameters, backend, environment, source)
-
-
-def is_lifecycle(key: str) -> bool:
-    """Whether a swept key says how a job is watched, not what it computes."""
-    return key in LIFECYCLE_ALIASES or key.partition(".")[0] in LIFECYCLE
+def _parameters(values: Mapping[str, Any]) -> dict[str, Scalar]:
+    return {key: _scalar(value) for key, value in values.items()}
 
 
 def _scalar(value: Any) -> Scalar:

@@ -137,8 +137,8 @@ def _rules_alone(
         "log_path": str(log_path),
         "attempt": "1",
     }
-    parameters, values = point_of(composed, name)
-    raw = composed.point(values, facts).raw
+    parameters, values, sibling = point_of(composed, name)
+    raw = composed.point(values, facts, sibling).raw
     rules: dict[str, Any] = {section: raw.get(section) or {} for section in RULES}
     rules["restart_policies"] = {
         mode: {"class_name": "NoRestartPolicy"} if mode == "success" else _NOTHING_TO_RUN

@@ -124,8 +124,8 @@ def _watched(
         "log_path": str(files[0]),
         "attempt": "0",
     }
-    parameters, values = point_of(composed, job)
-    raw = composed.point(values, facts).raw
+    parameters, values, sibling = point_of(composed, job)
+    raw = composed.point(values, facts, sibling).raw
     monitoring = raw.get("monitoring") or {}
     entries = monitoring.get("log_signals") or {}
     signals = [SignalRule.from_config(name, entry) for name, entry in entries.items()]
@@ -155,26 +155,34 @@ def _watched(
     return Watched(spec=spec, files=tuple(files), rules=rules, signals=signals, project=composed.project.name)
 
 
-def point_of(composed: compose.Composed, job: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def point_of(
+    composed: compose.Composed, job: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """The parameters of the job of the sweep that has this name, and what to resolve the rules with.
+
+    That is the values of its point, and what stands for its siblings.
 
     Raises:
         ConfigError: no job has it, and the rules differ between jobs.
     """
-    points = [composed.resolved(point.values) for point in composed.points()]
+    points = []
+    for point in composed.points():
+        sibling = composed.any_siblings(point)
+        points.append((point, composed.resolved(point.values, sibling), sibling))
     if len(points) == 1:
-        return points[0], points[0]
-    for index, values in enumerate(points):
-        if composed.namer.name(values, index) == job:
-            return values, values
+        return points[0][1], *points[0][1:]
+    for point, values, sibling in points:
+        if composed.name(point, values, point.index) == job:
+            return values, values, sibling
     varying = [path for path in composed.tree.dynamic_paths if path.split(".")[0] in _SECTIONS]
     if varying:
-        rules = (composed.tree.point(values, SYMBOLIC_JOB) for values in points)
+        rules = (composed.scope(values, SYMBOLIC_JOB, sibling).config() for _, values, sibling in points)
         if len({digest([one.get(name) for name in _SECTIONS]) for one in rules}) > 1:
+            point, values, _ = points[0]
             what = f"differs between the jobs of the sweep, and `{job}` is none of them"
-            hint = f"write --log with the name of a job, such as {composed.namer.name(points[0], 0)}=…"
+            hint = f"write --log with the name of a job, such as {composed.name(point, values, 0)}=…"
             raise composed.placed(ConfigError(Fault(key=varying[0], what=what, hint=hint)))
-    return {}, points[0]
+    return {}, *points[0][1:]
 
 
 def _check_fields(

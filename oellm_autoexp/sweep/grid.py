@@ -4,6 +4,7 @@ Two ways to write the same thing. `axes`: a mapping is the product of its keys, 
 (values, or mappings that are expanded in turn), nesting joins keys with dots. Groups: `params` are read
 like axes, `configs` are alternatives of several keys at once, `groups` nest; `type: product` multiplies
 these parts, `type: list` puts one after the other. A list *within* a list of alternatives is a value.
+`stage` names the stage of a group's points, `repeat: N` makes N segments of each (see `stages`).
 
 Points are made on demand: a product of a million points costs no memory.
 """
@@ -30,13 +31,15 @@ from oellm_autoexp.sweep.nodes import (
     union,
 )
 from oellm_autoexp.sweep.scalars import kind_of
+from oellm_autoexp.sweep.stages import REPEAT, STAGE
 
 #: Deeper nesting is a mistake (and would exhaust the stack).
 MAX_DEPTH = 40
 
 _PARTS = ("params", "configs", "groups")
-_GROUP_KEYS = ("type", *_PARTS, "defaults", "filter")
-_SWEEP_KEYS = ("axes", "base_values", *_GROUP_KEYS, "name_template", "store_sweep_json")
+_GROUP_KEYS = ("type", *_PARTS, "defaults", "filter", STAGE, REPEAT)
+_SWEEP_KEYS = ("axes", "base_values", *_GROUP_KEYS, "name_template", "store_sweep_json", "siblings_by")
+_STAGE = re.compile(r"[A-Za-z0-9_-]+")
 _KEY = re.compile(r"[^\s.{}$:!,\[\]\"']+(\.[^\s.{}$:!,\[\]\"']+)*")
 
 
@@ -56,6 +59,9 @@ class _Reader:
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
+        #: Whether a group names a stage, whether one is repeated, and where a variable is called `repeat`.
+        self.staged = self.chained = False
+        self._repeats = ""
 
     def fault(self, key: str, what: str, value: Any = "", hint: str = "") -> None:
         text = "" if value == "" else repr(value)[:200]
@@ -94,6 +100,8 @@ class _Reader:
                 place, "not usable as a key of a sweep", key, "use names such as lr or slurm.sbatch.nodes"
             )
             return f"{prefix}.invalid" if prefix else "invalid"
+        if key == REPEAT and not prefix:
+            self._repeats = place
         return f"{prefix}.{key}" if prefix else key
 
     def value(self, value: Any, place: str) -> Any:
@@ -203,7 +211,7 @@ class _Reader:
             self.group(item, f"{place}.groups.{number}", under, depth + 1)
             for number, item in enumerate(self.items(group, "groups", place))
         ]
-        body = self.composed(group, [*parts, *inner], place)
+        body = self.segments(group, self.composed(group, [*parts, *inner], place), place)
         keys = merged(iter([tuple(defaults), body.keys]))
         filters = self.filters(group, place, (*below, *keys))
         return Group(
@@ -235,6 +243,29 @@ class _Reader:
         if kind != "product":
             self.fault(f"{place}.type", "must be product or list", kind)
         return self.product(parts, place)
+
+    def segments(self, group: Mapping[str, Any], body: Node, place: str) -> Node:
+        """The points of a group with its stage, as many times as it is repeated."""
+        parts, stage, times = [body], group.get(STAGE), group.get(REPEAT)
+        if stage is not None and not (isinstance(stage, str) and _STAGE.fullmatch(stage)):
+            hint = "quote it if it looks like a number"
+            self.fault(f"{place}.stage", "must be a word of letters, digits, - and _", stage, hint)
+        elif stage is not None:
+            self.staged = True
+            parts.insert(0, Alternatives(keys=(STAGE,), labels=(STAGE,), values=(stage,)))
+        if times is not None and (type(times) is not int or times < 1):
+            self.fault(f"{place}.repeat", "must be a number of segments, at least 1", times)
+        elif times is not None:
+            self.staged = self.chained = True
+            numbers = range(1, times + 1)
+            parts.append(Alternatives(keys=(REPEAT,), labels=(REPEAT,), size=times, values=numbers))
+        return self.product(parts, place)
+
+    def settle(self) -> None:
+        """Refuse what only the whole declaration shows."""
+        if self.chained and self._repeats:
+            hint = "give the variable another name"
+            self.fault(self._repeats, "a variable has the name that counts segments of a group", hint=hint)
 
     def filters(self, group: Mapping[str, Any], place: str, names: Sequence[str]) -> Sequence[Filter]:
         given = group.get("filter")
@@ -308,6 +339,7 @@ class Grid:
             self._check(reader, section)
         self._base = base
         self._root = reader.group(section, "sweep", base)
+        reader.settle()
         if reader.faults:
             raise ConfigError(*reader.faults)
         self.keys = merged(iter([tuple(base), self._root.keys]))
@@ -317,6 +349,9 @@ class Grid:
         self.reads = frozenset(_reads(self._root))
         self.name_template: str | None = section.get("name_template")
         self.store_sweep_json: bool = section.get("store_sweep_json", True)
+        #: Whether a group names a stage or is repeated, and whether one is repeated.
+        self.staged, self.chained = reader.staged, reader.chained
+        self.siblings_by: list[str] | None = section.get("siblings_by")
 
     @staticmethod
     def _check(reader: _Reader, section: Mapping[str, Any]) -> None:
@@ -327,6 +362,7 @@ class Grid:
         expected: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
             ("name_template", lambda value: value is None or isinstance(value, str), "text"),
             ("store_sweep_json", lambda value: isinstance(value, bool), "true or false"),
+            ("siblings_by", _are_names, "a list of keys"),
         )
         for key, fits, kind in expected:
             if key in section and not fits(section[key]):
@@ -345,6 +381,10 @@ class Grid:
     def count(self) -> int:
         """How many points there are: at once without filters, by making them otherwise."""
         return sum(1 for _ in self._root.points()) if self.filtered else self.size
+
+
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def _reads(node: Node) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
@@ -32,8 +32,8 @@ class Namer:
 
     `template` (None: `{project}_{params}`) holds `{project}`, `{index}`, `{params}` and keys in `keys`, with
     a format such as `{lr:.0e}` where wanted; `{{` and `}}` are braces. `params` are the keys that
-    `{params}` shows (all of `keys` unless given): those of them that a point has, as `lr0.001_seed0`.
-    `reads`: the keys that the template looks at.
+    `{params}` shows (all of `keys` unless given): those of them that a point has, as `lr0.001_seed0`; of
+    those in `bare` the value alone. `reads`: the keys that the template looks at; `named`: that it names.
 
     Raises:
         ConfigError: a placeholder that is unknown or broken.
@@ -45,15 +45,17 @@ class Namer:
         project: str,
         keys: Sequence[str],
         params: Sequence[str] | None = None,
+        bare: Collection[str] = (),
     ) -> None:
         self.template = DEFAULT_TEMPLATE if template is None else template
         shown = tuple(keys if params is None else params)
         self._project = project
         self._keys = tuple(keys)
-        self._short = short_names(shown)
+        self._short = {key: "" if key in bare else short for key, short in short_names(shown).items()}
         # Without anything to show, the default must not end in "_".
         text = "{project}" if template is None and not shown else self.template
         self.reads: frozenset[str] = frozenset()
+        self.named: frozenset[str] = frozenset()
         self.uses_index = False
         self._pieces = self._parsed(text)
 
@@ -90,6 +92,7 @@ class Namer:
             )
         if name in self._keys:
             self.reads |= {name}
+            self.named |= {name}
             return lambda values, _index: self._shown(values, name, spec)
         if name == "params":
             self.reads |= set(self._short)

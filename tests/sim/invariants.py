@@ -37,6 +37,7 @@ def check_indexes(session: Session) -> None:
     waiting = {name for name, job in jobs.items() if job.live is None and not job.state.ended}
     assert set(session.alive) == alive, "6: who is alive"
     assert set(session.waiting) == waiting, "6: who waits"
+    assert set(session.orphans) == {name for name, job in jobs.items() if job.orphaned}, "6: orphans"
 
 
 class Audit:

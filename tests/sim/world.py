@@ -17,7 +17,7 @@ from typing import Any
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission, Task
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import ExitRecord, JobSpec, SchedulerFact, SchedulerRef, SchedulerState
+from oellm_autoexp.core.model import ExitRecord, JobSpec, Parent, SchedulerFact, SchedulerRef, SchedulerState
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.session import Session
@@ -292,6 +292,8 @@ class Stage:
     rules: Mapping[str, Any]
     jobs: Sequence[str]
     job_changes: Mapping[str, Any] = field(default_factory=dict)
+    #: Whom jobs wait for: a parent by its name, for its success.
+    parents: Mapping[str, Sequence[str | Parent]] = field(default_factory=dict)
     config: SimConfig = field(default_factory=SimConfig)
     capabilities: Capabilities = field(
         default_factory=lambda: Capabilities(find_grace_s=1.0, gone_grace_s=1.0, poll_interval_s=0.5)
@@ -328,6 +330,10 @@ class Stage:
                 index=index,
                 parameters={"point": name},
                 log_path=str(self.root / "logs" / f"{name}.{{attempt}}.log"),
+                parents=tuple(
+                    Parent(job=parent, id=f"id-{parent}", stage=parent) if isinstance(parent, str) else parent
+                    for parent in self.parents.get(name, ())
+                ),
                 **self.job_changes,
             )
             for index, name in enumerate(self.jobs)

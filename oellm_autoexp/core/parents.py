@@ -1,0 +1,68 @@
+"""Jobs that wait for others: siblings of another stage, and the segments of a chain. Pure.
+
+A job that has begun is its own: only before that do its parents say whether it may start, or end it. What
+ended because of a parent comes back with it (`Session.orphans`). All of this follows from the state of a
+session alone, and so goes on wherever a leader dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from oellm_autoexp.core import events as ev
+from oellm_autoexp.core.model import PARENT, SUCCESS, Job, JobState, Parent
+from oellm_autoexp.core.session import Session
+
+_LOST = (JobState.FAILED, JobState.CANCELLED)
+
+
+def waits(session: Session, job: Job) -> str:
+    """For whom a job waits; "" if it may start as far as its parents are concerned."""
+    if not job.spec.parents or job.begun:
+        return ""
+    for parent in job.spec.parents:
+        if parent.gate == SUCCESS and not _has(session, parent, JobState.SUCCEEDED):
+            return f"waits until {parent.called} has succeeded"
+    return ""
+
+
+def orphaned(session: Session, now: float) -> tuple[ev.EndWished, ...]:
+    """The waiting jobs that never begin, since a parent of theirs has failed for good."""
+    found = []
+    for name in session.waiting:
+        job = session.jobs[name]
+        if not job.spec.parents or job.end_wish is not None or job.begun:
+            continue
+        parent = lost_parent(session, job)
+        if parent is not None:
+            why = f"{parent.called} {_became(session.jobs[parent.job])}"
+            found.append(ev.EndWished(at=now, job=name, why=why, by=PARENT, mode="cancelled"))
+    return tuple(found)
+
+
+def revived(session: Session, now: float) -> tuple[ev.JobRetried, ...]:
+    """The jobs that ended because of a parent only, and may wait for it again."""
+    jobs = session.jobs
+    return tuple(
+        ev.JobRetried(at=now, job=name, by=PARENT)
+        for name in session.orphans
+        if jobs[name].planned and lost_parent(session, jobs[name]) is None
+    )
+
+
+def lost_parent(session: Session, job: Job, except_for: Collection[str] = ()) -> Parent | None:
+    """The first parent that ended without success, and is none of those that start again."""
+    for parent in job.spec.parents:
+        if parent.job not in except_for and _has(session, parent, *_LOST):
+            return parent
+    return None
+
+
+def _has(session: Session, parent: Parent, *states: JobState) -> bool:
+    found = session.jobs.get(parent.job)
+    return found is not None and found.state in states
+
+
+def _became(job: Job) -> str:
+    what = "never began" if job.orphaned else "failed" if job.state is JobState.FAILED else "was cancelled"
+    return f"{what}: {job.reason}"
