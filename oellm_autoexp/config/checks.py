@@ -15,7 +15,7 @@ from oellm_autoexp.config.schema import FILES, PATHS, option
 from oellm_autoexp.config.sockets import ActionInterface, made
 from oellm_autoexp.config.typed import HINTS, faults_of, is_open, shown
 from oellm_autoexp.core.model import MODES, mode_root
-from oellm_autoexp.core.signals import SignalRule
+from oellm_autoexp.core.signals import CHECKPOINT_REPORT, SignalRule
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 
 #: What an action may name of any job, beside the job's parameters and what its signal provides.
@@ -63,6 +63,9 @@ def rules(raw: Mapping[str, Any], parameters: Collection[str] = ()) -> Iterator[
     yield from _placeholders(sections["actions"], found, parameters)
     yield from _modes(sections)
     yield from _conditions(sections["job"], sections["conditions"])
+    kept = {name: rule.silent for name, rule in found.items()}
+    known = {**dict.fromkeys(signals if isinstance(signals, Mapping) else (), False), **kept}
+    yield from _awaited({"job": sections["job"], "conditions": sections["conditions"]}, known, "")
 
 
 # ---------------------------------------------------------------- signals and actions
@@ -161,6 +164,27 @@ def _conditions(job: Mapping[str, Any], conditions: Mapping[str, Any]) -> Iterat
         if isinstance(wanted, str) and not is_open(wanted) and wanted not in conditions:
             hint = did_you_mean(wanted, conditions) or f"add `conditions: {{{wanted}: …}}`"
             yield Fault(key=key, what=f"there is no condition `{wanted}`", value=wanted, hint=hint)
+
+
+def _awaited(value: Any, silent: Mapping[str, bool], key: str) -> Iterator[Fault]:
+    """A condition may wait only for a signal that is kept; `silent`: all signals, and which are not kept."""
+    if not isinstance(value, Mapping):
+        items = enumerate(value) if isinstance(value, list) else ()
+        for number, item in items:
+            yield from _awaited(item, silent, f"{key}.{number}")
+        return
+    name = value.get("signal")
+    if value.get("class_name") == "SignalCondition" and isinstance(name, str) and not is_open(name):
+        place = f"{key}.signal"
+        if name not in silent and name != CHECKPOINT_REPORT.name:
+            hint = did_you_mean(name, silent) or "add it to `monitoring: {log_signals: …}`"
+            yield Fault(key=place, what=f"there is no log signal `{name}`", value=name, hint=hint)
+        elif silent.get(name):
+            what = f"the log signal `{name}` is not kept: it only feeds metrics or a counter"
+            hint = "wait for it with a MetricCondition, or give it `metadata: {kind: milestone}`"
+            yield Fault(key=place, what=what, value=name, hint=hint)
+    for inner, item in value.items():
+        yield from _awaited(item, silent, f"{key}.{inner}" if key else str(inner))
 
 
 def group(section: Any) -> Iterator[Fault]:

@@ -62,11 +62,15 @@ class Leaf(Node):
 class Container(Node):
     """A mapping or a list: children by key, list items by their number."""
 
-    __slots__ = ("children", "dynamic", "kind", "template")
+    __slots__ = ("children", "dynamic", "kind", "optional", "template")
 
-    def __init__(self, path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> None:
+    def __init__(
+        self, path: Path, kind: type[dict[str, Any]] | type[list[Any]], *, optional: bool = False
+    ) -> None:
         super().__init__(path)
         self.kind = kind
+        #: Not there where none of its children is.
+        self.optional = optional
         self.children: dict[str, Node] = {}
         #: What a point's copy starts from, and what is replaced in it.
         self.template: Any = None
@@ -75,7 +79,8 @@ class Container(Node):
     def compute(self, scope: Scope) -> Any:
         if self.template is None:
             values = [(key, scope.value(child)) for key, child in self.children.items()]
-            return self.made([pair for pair in values if pair[1] is not ABSENT])
+            there = [pair for pair in values if pair[1] is not ABSENT]
+            return ABSENT if self.optional and not there else self.made(there)
         copy = self.template.copy()
         for key, child in self.dynamic:
             value = scope.value(child)
@@ -83,7 +88,7 @@ class Container(Node):
                 del copy[key]
             else:
                 copy[key] = value
-        return copy
+        return ABSENT if self.optional and not copy else copy
 
     def made(self, pairs: Sequence[tuple[str, Any]]) -> Any:
         return dict(pairs) if self.kind is dict else [value for _, value in pairs]

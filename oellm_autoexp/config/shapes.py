@@ -162,6 +162,10 @@ def lacks_class(name: str, value: Any) -> bool:
     )
 
 
+class Room(dict[str, Any]):
+    """A mapping that only the keys of some points make: at the others it is not there."""
+
+
 def make_room(raw: dict[str, Any], swept: Sequence[str]) -> None:
     """Mappings above swept config keys, so that `slurm.sbatch.nodes` may be swept where none is written."""
     for key in swept:
@@ -179,7 +183,7 @@ def make_room(raw: dict[str, Any], swept: Sequence[str]) -> None:
             if not parts:
                 break
             if node.get(name) is None:
-                node[name] = {}
+                node[name] = Room()
             node = node[name]
     actions: Any = raw.get("actions")
     for name, action in actions.items() if isinstance(actions, dict) else ():

@@ -273,6 +273,24 @@ class FileCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignalCheck:
+    """Holds once the log of a job has said it, in an attempt since the job was added or last begun anew."""
+
+    job: str
+    signal: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricCheck:
+    """Holds once a value in the series of a job, or its counter of that name, was as high or as low."""
+
+    job: str
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AllOf:
     checks: Sequence[Check]
 
@@ -287,7 +305,7 @@ class Not:
     check: Check
 
 
-Check: TypeAlias = "CommandCheck | FileCheck | AllOf | AnyOf | Not"
+Check: TypeAlias = "CommandCheck | FileCheck | SignalCheck | MetricCheck | AllOf | AnyOf | Not"
 
 
 @register_interface
@@ -300,7 +318,10 @@ class ConditionInterface(Plugin):
 
     @abstractmethod
     def check(self, fields: Mapping[str, Scalar]) -> Check:
-        """What to look at. `fields` are the job's name, output_dir, … and parameters."""
+        """What to look at. `fields` are the job's name, output_dir, … and parameters.
+
+        `sibling.STAGE` is the name of the job that it waits for in that stage.
+        """
 
 
 # ---------------------------------------------------------------- actions: what is done

@@ -25,6 +25,7 @@ from oellm_autoexp.config.expressions import (
 )
 from oellm_autoexp.config.nodes import Container, Hit, Leaf, Node, Override, dynamic_places, walked
 from oellm_autoexp.config.scope import FACTS, NoPoint, Scope
+from oellm_autoexp.config.shapes import Room
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 from oellm_autoexp.sweep.scalars import kind_of
 
@@ -130,7 +131,7 @@ class Tree:
 
     def _built(self, value: Any, path: Path, faults: dict[Fault, None]) -> Node:
         if isinstance(value, Mapping):
-            node = Container(path, dict)
+            node = Container(path, dict, optional=isinstance(value, Room))
             for key, item in value.items():
                 node.children[str(key)] = self._built(item, (*path, str(key)), faults)
             return node

@@ -553,6 +553,7 @@ def _again(job: Job) -> Job:
         time_limit_s=None,
         first_attempt=last.number + 1 if last else 1,
         proved=False,
+        seen=frozenset(),
         successor_at=0.0,
     )
 
@@ -608,8 +609,10 @@ def _signals(job: Job, event: ev.SignalsFound) -> Job:
         if fresh or names != attempt.named_nodes:
             signals = attempt.signals + tuple(fresh)
             attempts = _changed(job, event.attempt, signals=signals, named_nodes=names)
+    rules = {found.rule for found in event.signals}
     return replace(
         job,
+        seen=job.seen if rules <= job.seen else job.seen | rules,
         cursors={**job.cursors, event.file: event.cursor},
         matches={**job.matches, **event.matches},
         attempts=attempts,

@@ -359,6 +359,8 @@ class Job:
     cursors: Mapping[str, Cursor] = field(default_factory=dict)
     #: How often each rule has matched in the current attempt.
     matches: Mapping[str, int] = field(default_factory=dict)
+    #: The rules of signals that were found since the job was added, or last started anew.
+    seen: frozenset[str] = frozenset()
     #: A wish of a person or a rule that this job end ("" for none).
     end_wish: Cancel | None = None
     #: The time limit of the next attempt where a policy has changed it.
@@ -416,6 +418,11 @@ class Job:
         """Whether it ended only because a parent did."""
         wish = self.end_wish
         return self.state is JobState.CANCELLED and wish is not None and wish.by == PARENT
+
+    def reached(self, counter: str) -> float | None:
+        """The high-water mark of a counter; None where it is of an earlier verdict, or there is none."""
+        ahead = any(each.progressed for each in self.attempts if each.number >= self.first_attempt)
+        return self.high_water.get(counter) if ahead else None
 
     @property
     def restarts(self) -> int:

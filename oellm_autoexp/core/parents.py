@@ -10,20 +10,39 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.model import PARENT, SUCCESS, Job, JobState, Parent
+from oellm_autoexp.core.model import CONDITION, PARENT, SUCCESS, Job, JobState, Parent
 from oellm_autoexp.core.session import Session
 
 _LOST = (JobState.FAILED, JobState.CANCELLED)
 
 
-def waits(session: Session, job: Job) -> str:
-    """For whom a job waits; "" if it may start as far as its parents are concerned."""
+def waits(session: Session, job: Job, *, played: bool = False) -> str:
+    """For whom a job waits; "" if it may start as far as its parents are concerned.
+
+    Where conditions are only `played`, they hold when the parent that they speak of has begun.
+    """
     if not job.spec.parents or job.begun:
         return ""
     for parent in job.spec.parents:
         if parent.gate == SUCCESS and not _has(session, parent, JobState.SUCCEEDED):
             return f"waits until {parent.called} has succeeded"
+        found = session.jobs.get(parent.job)
+        if parent.gate == CONDITION and played and (found is None or not found.begun):
+            return f"waits until {parent.called} has begun"
     return ""
+
+
+def over(session: Session, job: Job) -> bool:
+    """Whether all that its start condition speaks of has come to its end, before the job has begun."""
+    gating = [parent for parent in job.spec.parents if parent.gate == CONDITION]
+    return bool(gating) and not job.begun and all(_has(session, each, JobState.SUCCEEDED) for each in gating)
+
+
+def too_late(job: Job, said: str, now: float) -> ev.EndWished:
+    """The end of a job whose start condition can no longer hold."""
+    gating = " and ".join(parent.called for parent in job.spec.parents if parent.gate == CONDITION)
+    why = f"its start condition will not hold any more: {gating} has succeeded, and {said}"
+    return ev.EndWished(at=now, job=job.spec.name, why=why, by="start_condition", mode="cancelled")
 
 
 def orphaned(session: Session, now: float) -> tuple[ev.EndWished, ...]:

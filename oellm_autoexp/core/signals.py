@@ -48,8 +48,10 @@ CHECKPOINT_STEP = "checkpoint_step"
 
 #: What a signal's metadata say of it that names a node without saying what ended the attempt.
 FAILED_NODE = "failed_node"
+#: What a signal's metadata say of it for which only conditions wait.
+MILESTONE = "milestone"
 #: Kinds of signals that are kept though they have neither a mode nor an action.
-TELLING = ("checkpoint", FAILED_NODE)
+TELLING = ("checkpoint", FAILED_NODE, MILESTONE)
 
 _TYPES = {"int": int, "float": float, "str": str}
 _REPORT = re.compile(r"@autoexp\s*(?=\{)", re.ASCII)
@@ -104,7 +106,8 @@ class SignalRule:
         actions = (action,) if isinstance(action, str) else tuple(action)
         match = config.get("match")
         if match is None:
-            limit = 1 if mode and not actions else None
+            is_milestone = (config.get("metadata") or {}).get("kind") == MILESTONE
+            limit = 1 if (mode or is_milestone) and not actions else None
         else:
             limit = {"once": 1, "every": None}.get(match, match)
         return cls(

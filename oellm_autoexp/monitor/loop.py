@@ -19,7 +19,7 @@ from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import LeadershipLost, SchedulerUnavailable, StateError
 from oellm_autoexp.monitor import rules as rule_sets
 from oellm_autoexp.monitor.agenda import Agenda, LiveJobs, NewsOnly, Rehearsal, undecided
-from oellm_autoexp.monitor.checks import Checks, Executor, PlayedChecks
+from oellm_autoexp.monitor.checks import Checks, Executor, Known, PlayedChecks
 from oellm_autoexp.monitor.commands import Commands
 from oellm_autoexp.monitor.exclusion import Exclusion
 from oellm_autoexp.monitor.observe import Observer, fields_of
@@ -97,7 +97,8 @@ class Loop:
         self._rules: dict[str, RuleSet] = {}
         self._alarm = alarm
         self._rest = Rest(scheduler.capabilities.poll_interval_s)
-        checks = Checks(executor, effects) if rehearsal is None else PlayedChecks(executor, effects)
+        known = Known(job=session.jobs.get, series=paths.series)
+        checks = (Checks if rehearsal is None else PlayedChecks)(executor, effects, known)
         series = Series(effects, interval_s=1.0 if rehearsal is None else VIRTUAL_SERIES_S)
         self._observer = Observer(scheduler, paths, checks, series)
         self._exclusion = Exclusion(session, scheduler, effects, record=self.record, trouble=self._trouble)
@@ -236,9 +237,15 @@ class Loop:
             job = self.session.jobs[name]
             if job.end_wish is not None or now < job.not_before:
                 continue
-            why = held.of(job) or parents.waits(self.session, job)
+            why = held.of(job) or parents.waits(self.session, job, played=self._rehearsal is not None)
             if not why:
-                gate, said = self._observer.start_gate(job, self.rules_of(job.spec.rules), now)
+                over = parents.over(self.session, job)
+                gate, said, settled = self._observer.start_gate(
+                    job, self.rules_of(job.spec.rules), now, over=over
+                )
+                if settled:
+                    self.record(parents.too_late(job, said, now))
+                    continue
                 why = "" if gate is Gate.OPEN else f"start condition: {said}"
             if why != job.hold:
                 self.record(ev.JobHeld(at=now, job=name, why=why))

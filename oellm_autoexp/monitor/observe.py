@@ -25,7 +25,7 @@ from oellm_autoexp.core.quick import replace
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.signals import CHECKPOINTS, Findings
 from oellm_autoexp.errors import SchedulerUnavailable
-from oellm_autoexp.monitor.checks import Checks
+from oellm_autoexp.monitor.checks import Checks, of_jobs
 from oellm_autoexp.monitor.rules import RuleSet
 from oellm_autoexp.monitor.scan import errors_at_end
 from oellm_autoexp.rendering import guard_files
@@ -349,13 +349,21 @@ class Observer:
         """A job begins anew: what its conditions said before means nothing."""
         self._checks.forget(job)
 
-    def start_gate(self, job: Job, rules: RuleSet, now: float) -> tuple[Gate, str]:
-        """Whether a waiting job may start."""
+    def start_gate(
+        self, job: Job, rules: RuleSet, now: float, *, over: bool = False
+    ) -> tuple[Gate, str, bool]:
+        """Whether a waiting job may start, why, and whether it never will.
+
+        `over`: the jobs that it waits for have ended, so that what they have said is asked for once more.
+        """
         if rules.start is None:
-            return Gate.OPEN, ""
-        kind = f"start.{len(job.attempts)}"
+            return Gate.OPEN, "", False
+        kind = f"start.{len(job.attempts)}{'.over' if over else ''}"
         check = rules.start.check(fields_of(job))
-        return self._checks.value(job.spec.name, kind, check, interval_s=rules.start_interval_s, now=now)
+        gate, said = self._checks.value(
+            job.spec.name, kind, check, interval_s=rules.start_interval_s, now=now
+        )
+        return gate, said, over and gate is Gate.CLOSED and of_jobs(check)
 
     def _gate(
         self, job: Job, kind: str, condition: ConditionInterface | None, rules: RuleSet, now: float
@@ -394,6 +402,7 @@ def fields_of(job: Job, number: int = 0) -> dict[str, Scalar]:
     attempt = next((each for each in job.attempts if each.number == number), job.attempt)
     return {
         **job.spec.parameters,
+        **{f"sibling.{parent.stage}": parent.job for parent in job.spec.parents},
         "job": job.spec.name,
         "job_name": job.spec.name,
         "name": job.spec.name,

@@ -18,6 +18,7 @@ from oellm_autoexp.planning.places import ATTEMPT, JobPlaces
 from oellm_autoexp.sweep.stages import Trail
 
 _STAGE = re.compile(r"\$\{sibling\.([A-Za-z0-9_-]+)\.")
+_CONDITIONS = ("start_condition", "cancel_condition", "finish_condition")
 #: Stands for the number of an attempt in the path of a sibling's log: which one is meant nobody knows yet.
 _ANY_ATTEMPT = "*"
 
@@ -96,7 +97,7 @@ class Family:
         values = self._symbolic.values(index)
         config = self._composed.scope(values, SYMBOLIC_JOB, siblings).config()
         gated = set(start_stages(config, values))
-        named = set(_stages_in([config.get("job"), config.get("conditions")]))
+        named = {stage for key in _CONDITIONS for stage in _stages_in(_condition(config, key))}
         for stage in sorted(gated | named):
             self._looked_up(siblings, stage)
         referred = dict(self._symbolic.referred(index))
@@ -133,14 +134,18 @@ class Family:
 
 def start_stages(config: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
     """The stages that the start condition of a job speaks of; `config` with siblings left open."""
-    job, monitoring = config.get("job") or {}, config.get("monitoring") or {}
-    condition = job.get("start_condition")
-    if isinstance(condition, str):
-        condition = (config.get("conditions") or {}).get(condition)
-    commands = (each.get("start_condition_cmd") for each in (job, values, monitoring))
-    command = next((each for each in commands if each), None)
+    sections = (config.get("job") or {}, values, config.get("monitoring") or {})
+    commands = (each.get("start_condition_cmd") for each in sections)
     # Where both are given the command is what counts.
-    yield from _stages_in(command or condition)
+    yield from _stages_in(
+        next((each for each in commands if each), None) or _condition(config, "start_condition")
+    )
+
+
+def _condition(config: Mapping[str, Any], key: str) -> Any:
+    """A condition of a job, in place or by its name."""
+    found = (config.get("job") or {}).get(key)
+    return (config.get("conditions") or {}).get(found) if isinstance(found, str) else found
 
 
 def _stages_in(value: Any) -> Iterator[str]:

@@ -15,7 +15,9 @@ from oellm_autoexp.config.sockets import (
     ConditionConfig,
     ConditionInterface,
     FileCheck,
+    MetricCheck,
     Not,
+    SignalCheck,
     made,
 )
 from oellm_autoexp.core.model import Scalar
@@ -77,6 +79,64 @@ class GlobCondition(ConditionInterface):
             name: _escape(value) if isinstance(value, str) else value for name, value in fields.items()
         }
         return FileCheck(pattern=fill(self.config.pattern, literal), at_least=self.config.at_least)
+
+
+@dataclass(kw_only=True)
+class SignalConditionConfig(ConfigInterface):
+    """`signal`: a log signal by its name. `sibling`: the stage of the job that is meant; null: its own."""
+
+    signal: str
+    sibling: str | None = None
+
+
+@register
+class SignalCondition(ConditionInterface):
+    """Holds once the signal was found."""
+
+    config: SignalConditionConfig
+    config_class = SignalConditionConfig
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        return SignalCheck(job=_job(self.config.sibling, fields), signal=self.config.signal)
+
+
+@dataclass(kw_only=True)
+class MetricConditionConfig(ConfigInterface):
+    """`metric`: a metric or a counter by its name; it is to be `at_least` or `at_most` so much.
+
+    `sibling`: the stage of the job that is meant; null: its own.
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    sibling: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("a MetricCondition has one of at_least and at_most")
+
+
+@register
+class MetricCondition(ConditionInterface):
+    """Holds once the metric has been that high, or that low."""
+
+    config: MetricConditionConfig
+    config_class = MetricConditionConfig
+
+    def check(self, fields: Mapping[str, Scalar]) -> Check:
+        config = self.config
+        return MetricCheck(
+            job=_job(config.sibling, fields),
+            metric=config.metric,
+            at_least=config.at_least,
+            at_most=config.at_most,
+        )
+
+
+def _job(stage: str | None, fields: Mapping[str, Scalar]) -> str:
+    """The job that is meant; "" where there is none."""
+    return str(fields.get("name" if stage is None else f"sibling.{stage}") or "")
 
 
 def _escape(path: str) -> str:

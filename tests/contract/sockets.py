@@ -35,6 +35,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "CommandCondition": {"command": "test -e {output_dir}/x"},
     "FileExistsCondition": {"path": "{output_dir}/x"},
     "GlobCondition": {"pattern": "{output_dir}/*.pt"},
+    "SignalCondition": {"signal": "saved"},
+    "MetricCondition": {"metric": "loss", "at_most": 2.0},
     "AllCondition": {"conditions": [{"class_name": "FileExistsCondition", "path": "{output_dir}/x"}]},
     "AnyCondition": {"conditions": [{"class_name": "FileExistsCondition", "path": "{output_dir}/x"}]},
     "NotCondition": {"condition": {"class_name": "FileExistsCondition", "path": "{output_dir}/x"}},

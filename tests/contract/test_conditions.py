@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sockets import CONDITIONS, condition, sealed
 
-from oellm_autoexp.config.sockets import AllOf, AnyOf, Check, CommandCheck, FileCheck, Not
+from oellm_autoexp.config.sockets import (
+    AllOf,
+    AnyOf,
+    Check,
+    CommandCheck,
+    FileCheck,
+    MetricCheck,
+    Not,
+    SignalCheck,
+)
 from oellm_autoexp.core.lifecycle import Gate
-from oellm_autoexp.core.model import Scalar
-from oellm_autoexp.monitor.checks import Checks, InlineExecutor, evaluate
+from oellm_autoexp.core.model import Attempt, Job, JobSpec, Scalar
+from oellm_autoexp.monitor.checks import Checks, InlineExecutor, Known, evaluate
 from oellm_autoexp.store.effects import Effects
 
 FIELDS: dict[str, Scalar] = {"name": "a", "job": "a", "output_dir": "/out dir/[1]", "lr": 1e-3, "seed": None}
@@ -34,7 +45,7 @@ def test_a_check_is_described_and_nothing_is_looked_at(name: str) -> None:
         check = one.check(given_fields)
         again = condition(name).check(FIELDS)
     assert check == again
-    assert isinstance(check, (CommandCheck, FileCheck, AllOf, AnyOf, Not))
+    assert isinstance(check, (CommandCheck, FileCheck, MetricCheck, SignalCheck, AllOf, AnyOf, Not))
     assert given_fields == FIELDS
     assert one.config == config
 
@@ -193,3 +204,87 @@ def test_a_condition_does_not_see_the_job_that_the_loop_runs_in(monkeypatch: pyt
     monkeypatch.setenv("SLURM_CONF", "/here")
     seen = CommandCheck(command='[ "$(env | grep -c outer)" = 0 ] && [ "$SLURM_CONF" = /here ]')
     assert evaluate(seen, Effects())[0] is Gate.OPEN
+
+
+def job(**changes: Any) -> Job:
+    spec = JobSpec(
+        name="a",
+        id="id",
+        index=0,
+        parameters={},
+        argv=(),
+        output_dir="/out",
+        checkpoint_dir="/out/c",
+        script_path="/a.sh",
+        script_digest="d",
+        log_path="/a.{attempt}.log",
+    )
+    return replace(Job(spec=spec), **changes)
+
+
+def test_a_metric_holds_once_it_was_that_high_or_that_low(tmp_path: Path) -> None:
+    """Any value that was kept counts, of the attempts since the job was last begun anew."""
+    series = tmp_path / "a.jsonl"
+    lines = [
+        {"t": 1, "attempt": 1, "loss": 0.5},
+        {"t": 2, "attempt": 2, "loss": 3.0},
+        {"t": 3, "attempt": 3, "loss": 2.5},
+        {"t": 4, "attempt": 3, "loss": "nan"},
+        {"t": 5, "attempt": 3, "loss": True},
+        {"t": 6, "attempt": 3, "loss": 2.75, "step": 5},
+    ]
+    series.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{torn")
+    jobs = {"a": job(first_attempt=2)}
+    known = Known(job=jobs.get, series=lambda name: tmp_path / f"{name}.jsonl")
+
+    def value(**limits: float) -> tuple[Gate, str]:
+        made = condition("MetricCondition", metric="loss", **{"at_least": None, "at_most": None, **limits})
+        return evaluate(made.check(FIELDS), Effects(), known)
+
+    assert value(at_most=2.5) == (Gate.OPEN, "`loss` of a was 2.5 at best (asked for: at most 2.5)")
+    assert value(at_most=2.0) == (Gate.CLOSED, "`loss` of a was 2.5 at best (asked for: at most 2)")
+    assert value(at_least=3.0)[0] is Gate.OPEN
+    assert value(at_least=3.5)[0] is Gate.CLOSED
+    other = condition("MetricCondition", metric="accuracy", at_most=1.0).check(FIELDS)
+    assert evaluate(other, Effects(), known) == (Gate.CLOSED, "a has told no `accuracy`")
+
+
+def test_a_counter_is_a_metric_too_once_this_life_of_the_job_got_ahead() -> None:
+    """A mark of an earlier verdict says nothing of what was begun anew."""
+    old, new = (
+        Attempt(number=number, token="t", requested_at=0.0, progressed_at=at)
+        for number, at in ((1, 5.0), (2, None))
+    )
+    check = condition("MetricCondition", metric="step", at_least=100, at_most=None).check(FIELDS)
+    for jobs, expected in (
+        ({"a": job(attempts=(old,), high_water={"step": 100.0})}, Gate.OPEN),
+        ({"a": job(attempts=(old,), high_water={"step": 99.0})}, Gate.CLOSED),
+        ({"a": job(attempts=(old, new), first_attempt=2, high_water={"step": 100.0})}, Gate.CLOSED),
+    ):
+        known = Known(job=jobs.get, series=lambda name: Path("/nowhere"))
+        assert evaluate(check, Effects(), known)[0] is expected
+
+
+def test_a_signal_holds_once_it_was_found() -> None:
+    """Of the sibling that the condition names, or of the job itself; asked for at every look."""
+    fields = {**FIELDS, "sibling.stable": "b"}
+    jobs = {"a": job(), "b": job(seen=frozenset({"saved"}))}
+    checks = Checks(InlineExecutor(), Effects(), Known(job=jobs.get))
+    own, other = (
+        condition("SignalCondition", signal="saved", sibling=stage).check(fields)
+        for stage in (None, "stable")
+    )
+
+    def value(check: Check) -> Gate:
+        return checks.value("a", "start", check, interval_s=1000.0, now=0.0)[0]
+
+    assert (value(own), value(other)) == (Gate.CLOSED, Gate.OPEN)
+    assert value(AllOf(checks=(other, Not(check=own)))) is Gate.OPEN
+    jobs["a"] = job(seen=frozenset({"saved"}))
+    assert value(own) is Gate.OPEN
+
+
+def test_a_metric_has_one_bound() -> None:
+    for limits in ({}, {"at_least": 1.0, "at_most": 2.0}):
+        with pytest.raises(ValueError, match="one of at_least and at_most"):
+            condition("MetricCondition", metric="loss", **{"at_least": None, "at_most": None, **limits})

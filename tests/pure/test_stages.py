@@ -323,6 +323,57 @@ def test_a_start_condition_that_speaks_of_a_sibling_takes_the_place_of_its_end(t
     assert gates == ["condition"] * 3
 
 
+SIGNALS = {
+    "loss": {"pattern": r"step (?P<step>\d+) loss (?P<loss>\S+)", "metrics": True, "counter": "step"},
+    "ready": {"pattern": "warmup done", "metadata": {"kind": "milestone"}},
+}
+
+
+def conditional(tmp_path: Path, condition: Any, **more: Any) -> dict[str, PlannedJob]:
+    """A stage that starts on a condition, and refers to the other one by nothing else."""
+    group = decay("none")
+    group["defaults"] = {**group["defaults"], "job.start_condition": condition}
+    sweep = {"groups": [{"params": {"lr": [1, 2]}}, {"type": "list", "groups": [STABLE, group]}]}
+    config = {**ARMS, "monitoring": {"log_signals": SIGNALS}, "sweep": sweep, **more}
+    return {job.spec.name: job for job in planned(tmp_path, config)}
+
+
+def test_a_condition_that_names_a_stage_is_a_reference(tmp_path: Path) -> None:
+    """In place or by name, at any depth; its siblings share their rules, and the others have none."""
+    signal = {"class_name": "SignalCondition", "sibling": "stable", "signal": "ready"}
+    metric = {"class_name": "MetricCondition", "sibling": "stable", "metric": "loss", "at_most": 2}
+    nested = {
+        "class_name": "AnyCondition",
+        "conditions": [{"class_name": "NotCondition", "condition": signal}],
+    }
+    for condition, more in (
+        (signal, {}),
+        (metric, {}),
+        (nested, {}),
+        ("ready", {"conditions": {"ready": signal}}),
+    ):
+        jobs = conditional(tmp_path, condition, **more)
+        parents = [jobs[f"tiny_lr{lr}_decay"].spec.parents for lr in (1, 2)]
+        expected = [[(f"tiny_lr{lr}_stable", "stable", "condition")] for lr in (1, 2)]
+        assert [[(each.job, each.stage, each.gate) for each in found] for found in parents] == expected
+        assert jobs["tiny_lr1_decay"].spec.rules == jobs["tiny_lr2_decay"].spec.rules
+        assert "start_condition" not in (jobs["tiny_lr1_stable"].rules["job"] or {})
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ({"class_name": "SignalCondition", "sibling": "stabel", "signal": "ready"}, "no stage `stabel`"),
+        ({"class_name": "SignalCondition", "sibling": "stable", "signal": "redy"}, "no log signal `redy`"),
+        ({"class_name": "SignalCondition", "sibling": "stable", "signal": "loss"}, "is not kept"),
+        ({"class_name": "MetricCondition", "sibling": "stable", "metric": "loss"}, "one of at_least and"),
+    ],
+)
+def test_a_condition_that_can_never_hold_is_refused(tmp_path: Path, condition: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        conditional(tmp_path, condition)
+
+
 # ---------------------------------------------------------------- what is refused
 
 

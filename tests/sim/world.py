@@ -294,6 +294,8 @@ class Stage:
     job_changes: Mapping[str, Any] = field(default_factory=dict)
     #: Whom jobs wait for: a parent by its name, for its success.
     parents: Mapping[str, Sequence[str | Parent]] = field(default_factory=dict)
+    #: What is in force for some jobs instead of `rules`.
+    own_rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     config: SimConfig = field(default_factory=SimConfig)
     capabilities: Capabilities = field(
         default_factory=lambda: Capabilities(find_grace_s=1.0, gone_grace_s=1.0, poll_interval_s=0.5)
@@ -329,6 +331,7 @@ class Stage:
                 id=f"id-{name}",
                 index=index,
                 parameters={"point": name},
+                rules=name if name in self.own_rules else "r",
                 log_path=str(self.root / "logs" / f"{name}.{{attempt}}.log"),
                 parents=tuple(
                     Parent(job=parent, id=f"id-{parent}", stage=parent) if isinstance(parent, str) else parent
@@ -345,7 +348,8 @@ class Stage:
         opened = ev.SessionOpened(
             at=self.world.now, project="p", session="s", nonce=nonce, scheduler={"class_name": "sim"}
         )
-        done = reconcile(loop.session, opened, self.specs(), {"r": self.rules}, now=self.world.now)
+        rules = {"r": self.rules, **self.own_rules}
+        done = reconcile(loop.session, opened, self.specs(), rules, now=self.world.now)
         for event in done.events:
             loop.record(event)
         return loop

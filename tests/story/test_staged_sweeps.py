@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import Cli
 from deaths import Dying, Killed
 from world import FOREVER, Script, SimConfig, Stage, World
 
 from oellm_autoexp.config.sockets import Capabilities
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.model import JobState, Parent
+from oellm_autoexp.core.model import CONDITION, JobState, Parent
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.store import inbox
@@ -36,7 +37,8 @@ def stage(root: Path, scripts: dict[str, list[Script]] | None = None, **changes:
 
     jobs = ("eval", "decay", "stable", "other", "child")
     parents = {**ARM, "child": ["other"]}
-    return Stage(root, World(script), NO_RESTARTS, jobs, **{"parents": parents, **changes})
+    given = {"parents": parents, "rules": NO_RESTARTS, **changes}
+    return Stage(root, World(script), jobs=jobs, **given)
 
 
 def run(made: Stage) -> Session:
@@ -245,6 +247,121 @@ def test_the_breaker_holds_children_too_and_lets_them_go_again(tmp_path: Path) -
     assert set(states(loop.session).values()) == {"succeeded"}
 
 
+# ---------------------------------------------------------------- start conditions
+
+TRAINS: Script = (
+    *((float(second), f"step {second} loss {10.0 - second}") for second in range(1, 6)),
+    (6.0, "warmup done"),
+    (7.0, "step 7 loss 3.0"),
+    (20.0, 0),
+)
+WATCHED = {
+    **NO_RESTARTS,
+    "monitoring": {
+        "class_name": "SlurmLogMonitor",
+        "log_signals": {
+            "loss": {
+                "pattern": r"step (?P<step>\d+) loss (?P<loss>\S+)",
+                "types": {"step": "int", "loss": "float"},
+                "metrics": ["loss"],
+                "counter": "step",
+            },
+            "ready": {"pattern": "warmup done", "metadata": {"kind": "milestone"}},
+        },
+    },
+}
+CONDITIONS: dict[str, tuple[dict[str, Any], float]] = {
+    "file": ({"class_name": "FileExistsCondition", "path": "FLAG"}, 4.0),
+    "metric": ({"class_name": "MetricCondition", "sibling": "stable", "metric": "loss", "at_most": 6.0}, 4.0),
+    "counter": (
+        {"class_name": "MetricCondition", "sibling": "stable", "metric": "step", "at_least": 5.0},
+        5.0,
+    ),
+    "signal": ({"class_name": "SignalCondition", "sibling": "stable", "signal": "ready"}, 6.0),
+    "both": (
+        {
+            "class_name": "AllCondition",
+            "conditions": [
+                {"class_name": "SignalCondition", "sibling": "stable", "signal": "ready"},
+                {"class_name": "MetricCondition", "sibling": "stable", "metric": "loss", "at_most": 3.0},
+            ],
+        },
+        7.0,
+    ),
+}
+
+
+def gated(root: Path, condition: dict[str, Any], stable: Script = TRAINS) -> Stage:
+    """`decay` starts when a condition about `stable` holds; `eval` when `decay` has succeeded."""
+    keys = {"start_condition": condition, "start_condition_interval_seconds": 1.0}
+    return stage(
+        root,
+        {"stable": [stable, TRAINS]},
+        rules=WATCHED,
+        parents={**ARM, "decay": [Parent(job="stable", id="id-stable", stage="stable", gate=CONDITION)]},
+        own_rules={"decay": {**WATCHED, "job": keys}},
+    )
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_a_job_starts_when_a_condition_about_its_parent_holds(tmp_path: Path, kind: str) -> None:
+    """A file, a metric, a counter, a signal: while the parent runs."""
+    condition, at = CONDITIONS[kind]
+    flag = tmp_path / "flag"
+    if kind == "file":
+        condition = {**condition, "path": str(flag)}
+    made = gated(tmp_path, condition)
+    made.world.alarms.append((1004.0, flag.touch))
+    assert set(states(run(made)).values()) == {"succeeded"}
+    times = started(made)
+    assert at <= times["decay"] <= at + 3.0
+    assert times["eval"] >= times["decay"] + 3.0
+    held = [event.why for event in made.events if isinstance(event, ev.JobHeld) and event.job == "decay"]
+    assert held[0].startswith("start condition: ")
+
+
+def test_a_signal_of_an_earlier_attempt_still_counts(tmp_path: Path) -> None:
+    """The parent dies right after it, and is restarted."""
+    dies: Script = ((1.0, "warmup done"), (1.2, 1))
+    slow: Script = ((30.0, 0),)
+    made = gated(tmp_path, CONDITIONS["signal"][0])
+    made.world.script_of = lambda name, attempt: {1: dies, 2: slow}[attempt] if name == "stable" else WORKS
+    restarts = {"crash": {"class_name": "AlwaysRestartPolicy", "max_retries": 1, "backoff_seconds": 10.0}}
+    made.rules = {**WATCHED, "restart_policies": restarts}
+    assert set(states(run(made)).values()) == {"succeeded"}
+    assert started(made)["decay"] < 5
+
+
+@pytest.mark.parametrize("kind", ["metric", "signal"])
+def test_a_condition_that_can_no_longer_hold_cancels_the_job(tmp_path: Path, kind: str) -> None:
+    """Its parent has succeeded without having said so: nobody waits for ever."""
+    made = gated(tmp_path, CONDITIONS[kind][0], ((1.0, "step 1 loss 9.0"), (3.0, 0)))
+    session = run(made)
+    assert states(session)["decay"] == states(session)["eval"] == "cancelled"
+    said = {
+        "metric": "`loss` of stable was 9 at best (asked for: at most 6)",
+        "signal": "stable has not said `ready`",
+    }[kind]
+    expected = f"its start condition will not hold any more: stable (stage stable) has succeeded, and {said}"
+    assert session.jobs["decay"].reason == expected
+
+
+def test_a_job_whose_parent_fails_before_its_condition_holds_is_cancelled(tmp_path: Path) -> None:
+    """One that was let go before goes on by itself."""
+    made = gated(tmp_path / "before", CONDITIONS["signal"][0], FAILS)
+    assert states(run(made))["decay"] == "cancelled"
+    later: Script = ((1.0, "warmup done"), (4.0, "KeyError: 'lr'"), (5.0, 1))
+    made = gated(tmp_path / "after", CONDITIONS["signal"][0], later)
+    made.world.script_of = lambda name, _: {"stable": later, "decay": ((9.0, 0),)}.get(name, WORKS)
+    assert states(run(made)) == {
+        "stable": "failed",
+        "decay": "succeeded",
+        "eval": "succeeded",
+        "other": "succeeded",
+        "child": "succeeded",
+    }
+
+
 # ---------------------------------------------------------------- changes of the plan
 
 
@@ -352,3 +469,15 @@ def test_a_staged_sweep_runs_on_this_machine(tmp_path: Path) -> None:
     }
     words = (tmp_path / "outputs" / "arms_lr1_eval" / "x").read_text().split()
     assert words == ["stable", "stable", "decay", "eval"]
+
+
+def test_a_staged_sweep_can_be_rehearsed(tmp_path: Path) -> None:
+    """Conditions are not looked at there: what they speak of has to have begun."""
+    text = CONFIG.replace('defaults: {load: "${sibling.decay.output_dir}/x"}', "defaults: DEFAULTS")
+    condition = '{class_name: FileExistsCondition, path: "${sibling.decay.output_dir}/x"}'
+    text = text.replace("DEFAULTS", f"{{load: x, job.start_condition: {condition}}}")
+    (tmp_path / "arms.yaml").write_text(text)
+    cli = Cli(tmp_path)
+    assert cli("submit", "arms.yaml", "--fake").returncode == 0
+    found = json.loads(cli("status", "outputs/.oellm-autoexp-fake", "--json").stdout)["jobs"]
+    assert {job["state"] for job in found} == {"succeeded"}
