@@ -57,7 +57,15 @@ COMMANDS: tuple[tuple[Callable[..., None], Sequence[str]], ...] = (
         init.init,
         ["init -- python train.py --lr 0.1", "init --slurm lumi --output lumi.yaml -- python train.py"],
     ),
-    (submit.plan, ["plan sweep.yaml --local", "plan sweep.yaml --dry-run -o 'sweep.axes.lr=[1e-3]'"]),
+    (
+        submit.plan,
+        [
+            "plan sweep.yaml --local",
+            "plan sweep.yaml --dry-run -o 'sweep.axes.lr=[1e-3]'",
+            "plan sweep.yaml --graph",
+            "plan sweep.yaml --graph-file stages.svg",
+        ],
+    ),
     (
         rehearse.rehearse,
         [
@@ -252,7 +260,16 @@ def _plain_errors() -> Iterator[None]:
 def main() -> None:
     """The entry point of `oellm-autoexp`."""
     with _plain_errors():
-        app()
+        app(args=_spelled_out(sys.argv[1:]))
+
+
+def _spelled_out(words: Sequence[str]) -> list[str]:
+    """`--graph` alone means `--graph text`: an option of this library has a value or none."""
+    out = list(words)
+    for at, word in enumerate(words):
+        if word == "--graph" and words[at + 1 : at + 2] not in (["text"], ["mermaid"], ["svg"]):
+            out[at] = "--graph=text"
+    return out
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -54,11 +54,36 @@ def plan(
     fake: Fake = False,
     scenario: Scenario = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print what would be.")] = False,
+    graph: Annotated[
+        Optional[Literal["text", "mermaid", "svg"]],
+        typer.Option("--graph", help="Draw who waits for whom, and write nothing else; alone: as text."),
+    ] = None,
+    graph_file: Annotated[
+        Optional[Path], typer.Option("--graph-file", metavar="FILE", help="Where to: .txt, .mmd or .svg.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a config, expand its sweep, and write scripts and sweep.json."""
+    if as_json and (graph or graph_file):
+        raise UsageError("--json excludes --graph: it names the parents of each job")
     result = planned(config_ref, config_dir, override, scheduler_flag(local, fake, scenario), scenario)
-    show(result, dry_run=dry_run, as_json=as_json)
+    if graph is None and graph_file is None:
+        show(result, dry_run=dry_run, as_json=as_json)
+    else:
+        draw(result, graph, graph_file)
+
+
+def draw(result: Any, form: str | None, path: Path | None) -> None:
+    """Draw a plan: to a file, or here."""
+    from oellm_autoexp.services import graph as service
+
+    form = form or (service.form_of(path) if path is not None else "text")
+    drawn = service.drawn(result, form)
+    if path is None:
+        typer.echo(drawn, nl=False)
+    else:
+        result.loaded.effects.write(path, drawn.encode(), mode=0o644, durable=False)
+        typer.echo(f"Written: {path}")
 
 
 def show(result: Any, *, dry_run: bool, as_json: bool) -> None:
@@ -77,6 +102,10 @@ def show(result: Any, *, dry_run: bool, as_json: bool) -> None:
                 "parameters": dict(job.spec.parameters),
                 "argv": list(job.spec.argv),
                 "script_path": job.spec.script_path,
+                "parents": [
+                    {"job": parent.job, "stage": parent.stage, "gate": parent.gate}
+                    for parent in job.spec.parents
+                ],
             }
             for job in result.jobs
         ]
