@@ -78,13 +78,13 @@ class UserFunction:
                 what = f"cannot be read: {error.strerror}"
                 raise ConfigError(Fault(key=self.key, file=str(self.file), what=what)) from None
             raise self._told(error) from error
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, _TooLong) as error:
             raise self._told(error) from error
 
     def _told(self, error: BaseException) -> ConfigError:
         file, line = str(self.file), 0
-        if isinstance(error, SyntaxError):
-            file, line = error.filename or file, error.lineno or 0
+        if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+            file, line = error.filename, error.lineno or 0
         for frame in traceback.extract_tb(error.__traceback__):
             if frame.filename == file:
                 line = frame.lineno or 0

@@ -14,6 +14,7 @@ from oellm_autoexp.config import yaml_loader
 from oellm_autoexp.core.layout import RESERVED_JOB_NAMES
 from oellm_autoexp.errors import ConfigError, Fault, did_you_mean
 from oellm_autoexp.planning.functions import UserFunction, function_of
+from oellm_autoexp.planning.values import plain, shown
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.sweep.grid import alternatives, fixed
 from oellm_autoexp.sweep.names import Namer, UniqueNames, legalize
@@ -78,20 +79,28 @@ class Parameters:
                 if self.filter is None or self.mode == "list" or _kept(self.filter, parsed):
                     yield parsed
 
-    def _parsed(self, values: Values) -> Sequence[Values]:
+    def _parsed(self, given: Values) -> Sequence[Values]:
         if self.parse is None:
-            return [values]
-        answer = self.parse(values)
+            return [given]
+        answer = self.parse(given)
         found = answer if isinstance(answer, (list, tuple)) else [answer]
+        made = []
         for each in found:
             if not isinstance(each, Mapping):
-                what = f"returned {_shown(answer)} for {_shown(values)}"
+                what = f"returned {shown(answer)} for {shown(given)}"
                 raise self.parse.fault(what, "return a mapping of parameters, or a list of them")
             try:
-                fixed(each, self.parse.key)
+                values = dict(fixed(each, self.parse.key).values)
             except ConfigError as error:
-                raise self.parse.fault(f"returned {_shown(each)}: {error}") from None
-        return [dict(each) for each in found]
+                raise self.parse.fault(f"returned {shown(each)}: {error.faults[0].what}") from None
+            if values.keys() & set(RESERVED):
+                what, hint = (
+                    f"returned {shown(each)}",
+                    f"{', '.join(RESERVED)} are names of the template's own",
+                )
+                raise self.parse.fault(what, hint)
+            made.append(values)
+        return made
 
 
 def _kept(function: UserFunction, values: Values) -> bool:
@@ -99,13 +108,8 @@ def _kept(function: UserFunction, values: Values) -> bool:
     # Booleans of NumPy are none of Python's.
     if type(answer).__name__ not in ("bool", "bool_"):
         hint = "return True for what is to be kept, False for the others"
-        raise function.fault(f"returned {_shown(answer)} for {_shown(values)}", hint)
+        raise function.fault(f"returned {shown(answer)} for {shown(values)}", hint)
     return bool(answer)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 # ---------------------------------------------------------------- reading
@@ -152,13 +156,13 @@ def _spec(data: Mapping[str, Any], file: Path) -> JobSpecFile:
         value = data.get(key)
         if value is not None and not isinstance(value, str):
             what, hint = f"must be text, not a {kind_of(value)}", f'write it in quotes: "{value}"'
-            faults.append(Fault(key=key, what=what, value=_shown(value), hint=hint))
+            faults.append(Fault(key=key, what=what, value=shown(value), hint=hint))
         texts[key] = value if isinstance(value, str) else None
     base = file.parent
     if not texts["template"]:
         hint = "add `template: train.job.j2`, a path relative to the spec"
         faults += [Fault(key="template", what="is missing", hint=hint)] if not data.get("template") else []
-    elif not (base / texts["template"]).is_file():
+    elif not (base / Path(texts["template"]).expanduser()).is_file():
         faults.append(Fault(key="template", what=f"there is no file {base / texts['template']}"))
     made: dict[str, Any] = {}
     for key, reader in (("parameters", parameters_of), ("slurm_args", _slurm)):
@@ -203,7 +207,7 @@ def parameters_of(given: Any, base: Path) -> Parameters:
     mode = given.get("mode", "grid")
     if mode not in _MODES:
         what = "must be grid or list"
-        faults.append(Fault(key="parameters.mode", what=what, value=_shown(mode)))
+        faults.append(Fault(key="parameters.mode", what=what, value=shown(mode)))
     node, functions = Node(), {}
     try:
         node = (_listed if mode == "list" else _product)(given.get("values"))
@@ -309,32 +313,50 @@ def planned(spec: JobSpecFile) -> list[Planned]:
     Raises:
         ConfigError: there are none, two have one name, or a function fails.
     """
-    points = list(spec.parameters.points())
+    try:
+        return list(_planned(spec))
+    except ConfigError as error:
+        raise ConfigError(*(_in_file(fault, str(spec.file or "")) for fault in error.faults)) from (
+            error.__cause__
+        )
+
+
+def _planned(spec: JobSpecFile) -> Iterator[Planned]:
+    points = [plain(values, "parameters.values") for values in spec.parameters.points()]
     if not points:
-        what = "the filter keeps no combination, so there would be no jobs"
-        raise ConfigError(Fault(key="parameters.filter", what=what, file=str(spec.file or "")))
+        key = "parameters.filter" if spec.parameters.filter is not None else "parameters.parse"
+        what = "keeps no combination, so there would be no jobs"
+        raise ConfigError(Fault(key=key, what=what))
     named = _namer(spec, points)
     unique = UniqueNames(spec.job_name_pattern or "", "job_name_pattern", "{{{{ {} }}}}")
-    jobs = []
     for values in points:
         name = named(values)
         if name in RESERVED_JOB_NAMES:
             what = f"`{name}` is a name of a directory of ours"
             raise ConfigError(Fault(key="job_name_pattern", what=what, hint="add something to the pattern"))
         unique.add(name, values)
-        jobs.append(Planned(name=name, parameters=values, slurm=slurm_of(spec, values)))
-    return jobs
+        yield Planned(name=name, parameters=values, slurm=slurm_of(spec, values))
 
 
 def _namer(spec: JobSpecFile, points: Sequence[Values]) -> Callable[[Values], str]:
-    if spec.job_name_pattern is not None:
-        pattern, key = spec.job_name_pattern, "job_name_pattern"
-        return lambda values: legalize(
-            templates.render_text(pattern, {**values, "params": values}, key=key).strip()
-        )
     keys = tuple(dict.fromkeys(key for values in points for key in values))
+    if spec.job_name_pattern is not None:
+        pattern = spec.job_name_pattern
+        return lambda values: legalize(_from_pattern(pattern, values))
+    if not keys:
+        # A template that needs no parameters.
+        return lambda _values: legalize(spec.name or spec.template.name.partition(".")[0])
     namer = Namer("{params}", spec.name, keys)
     return lambda values: namer.name(values, 0)
+
+
+def _from_pattern(pattern: str, values: Values) -> str:
+    key = "job_name_pattern"
+    name = templates.render_text(pattern, {**values, "params": values}, key=key).strip()
+    if not name:
+        hint = "leave it out for names such as lr0.1_seed0"
+        raise ConfigError(Fault(key=key, what=f"gives no name to {shown(values)}", value=pattern, hint=hint))
+    return name
 
 
 def slurm_of(spec: JobSpecFile, values: Values) -> Mapping[str, Any]:
@@ -344,12 +366,17 @@ def slurm_of(spec: JobSpecFile, values: Values) -> Mapping[str, Any]:
         ConfigError: the function fails, or returns something else than a mapping.
     """
     if spec.slurm_logic is None:
-        return spec.slurm_defaults
+        return plain(spec.slurm_defaults, "slurm_args.defaults")
     answer = spec.slurm_logic(values, dict(spec.slurm_defaults))
     if not isinstance(answer, Mapping) or not all(isinstance(key, str) for key in answer):
-        what = f"returned {_shown(answer)} for {_shown(values)}"
+        what = f"returned {shown(answer)} for {shown(values)}"
         raise spec.slurm_logic.fault(what, "return the mapping of arguments: args = defaults.copy(); …")
-    return dict(answer)
+    try:
+        return plain(answer, "")
+    except ConfigError as error:
+        fault = error.faults[0]
+        what = f"returned {fault.value} as `{fault.key[1:]}` for {shown(values)}: {fault.what}"
+        raise spec.slurm_logic.fault(what) from None
 
 
 def rendered(spec: JobSpecFile, job: Planned) -> str:

@@ -8,8 +8,9 @@ environment variables.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,16 @@ def _rendered(template: jinja2.Template, context: Mapping[str, Any], place: Faul
         found = re.search(r"'([^']+)' is undefined", str(error))
         hint = did_you_mean(found.group(1), context) if found else ""
         what = f"the template asks for what does not exist: {error.message}"
-        raise ConfigError(
-            Fault(what=what, key=place.key, file=place.file, value=place.value, hint=hint)
-        ) from None
+        raise ConfigError(replace(place, what=what, hint=hint, line=_line(place, error))) from None
     except Exception as error:  # noqa: BLE001 - a template runs whatever its author wrote
         what = f"the template failed: {type(error).__name__}: {error}"
-        raise ConfigError(Fault(what=what, key=place.key, file=place.file, value=place.value)) from None
+        raise ConfigError(replace(place, what=what, line=_line(place, error))) from None
+
+
+def _line(place: Fault, error: Exception) -> int:
+    """The line of a template file where it failed: Jinja2 makes frames of its lines."""
+    frames = traceback.extract_tb(error.__traceback__) if place.file else ()
+    return next((frame.lineno or 0 for frame in reversed(frames) if frame.filename == "<template>"), 0)
 
 
 # ---------------------------------------------------------------- the job script

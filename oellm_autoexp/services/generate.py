@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from oellm_autoexp.planning import jobspec
 from oellm_autoexp.planning.functions import function_of
 from oellm_autoexp.planning.jobspec import JobSpecFile
 from oellm_autoexp.services import collections
-from oellm_autoexp.services.collections import CollectionManager, Place
+from oellm_autoexp.services.collections import Place
 from oellm_autoexp.store.effects import Effects
 
 SUFFIX = ".job"
@@ -95,6 +96,10 @@ class JobGenerator:
         self.spec = spec
         self._planned = jobspec.planned(spec)
 
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [jobspec.rendered(self.spec, job) for job in self._planned]
+
     def count_jobs(self) -> int:
         """How many jobs there are."""
         return len(self._planned)
@@ -138,9 +143,7 @@ class JobGenerator:
             write(made, self.spec, target, Effects(), force=force)
         if collection is not None:
             collection.add(made.jobs, self.origin, self.about)
-        keys = ("name", "script", "parameters", "slurm")
-        names = ("job_name", "script_path", "parameters", "slurm_args")
-        return [{name: getattr(job, key) for name, key in zip(names, keys, strict=True)} for job in made.jobs]
+        return _rows(made)
 
     @property
     def origin(self) -> str:
@@ -166,13 +169,13 @@ class JobGenerator:
         known = collection.jobs if collection is not None else {}
         jobs, texts = [], {}
         sorts: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": [], "edited": []}
-        for each in self._planned:
+        for each, text in zip(self._planned, self._texts, strict=True):
             before = known.get(each.name)
             if before is not None and before.origin != self.origin:
-                what = f"another spec has a job `{each.name}` in this collection: {before.origin}"
+                other = before.origin or f"the script {before.script}, which was imported"
+                what = f"another spec has a job `{each.name}` in this collection: {other}"
                 hint = "give the jobs other names (job_name_pattern), or generate into another collection"
                 raise UsageError(what, where=self.origin, hint=hint)
-            text = jobspec.rendered(self.spec, each)
             job = ScriptJob(
                 name=each.name,
                 script=str(output_dir / f"{each.name}{SUFFIX}"),
@@ -181,7 +184,7 @@ class JobGenerator:
                 slurm=each.slurm,
                 origin=self.origin,
             )
-            kind = _sort(job, before)
+            kind = _sort(job, text, before)
             sorts[kind].append(job.name)
             if before is not None:
                 # What a person has changed for it alone stays, as long as its script does.
@@ -194,15 +197,25 @@ class JobGenerator:
         return Generated(jobs=jobs, texts=texts, missing=missing, **sorts)
 
 
-def _sort(job: ScriptJob, before: ScriptJob | None) -> str:
+def _rows(made: Generated) -> list[dict[str, Any]]:
+    keys = ("name", "script", "parameters", "slurm")
+    names = ("job_name", "script_path", "parameters", "slurm_args")
+    return [{name: getattr(job, key) for name, key in zip(names, keys, strict=True)} for job in made.jobs]
+
+
+def _sort(job: ScriptJob, text: str, before: ScriptJob | None) -> str:
     """How a job compares with what was written before, and with what is on disk."""
     try:
         with open(job.script, "rb") as file:  # noqa: PTH123 - a Path for each would be most of the time
-            there = digest(file.read())
+            data = file.read()
     except FileNotFoundError:
-        there = ""
+        data = b""
     except OSError as error:
         raise StateError(f"cannot be read: {error.strerror}", where=job.script) from None
+    there = digest(data)
+    if there != job.digest and text.encode().startswith(data):
+        # None, or what a full disk or a death has left of it.
+        there = ""
     if there and there != job.digest and (before is None or there != before.digest):
         return "edited"
     if before is None:
@@ -260,6 +273,10 @@ def into(
         ConfigError, UsageError, StateError: as `JobGenerator.generate`; nothing was written.
     """
     found: list[Generated] = []
+    collections.check(place)
+    if not place.there and (made := generator.compared(output_dir)).edited and not force:
+        # Before a new collection has left anything.
+        refuse(made, output_dir)
 
     def add(collection: Collection) -> None:
         made = generator.compared(output_dir, collection)
@@ -295,9 +312,8 @@ def generate_jobs_from_spec(
     generator = JobGenerator.from_spec(spec_path)
     if collection_name is None:
         return generator.generate(output_dir, dry_run=dry_run)
-    manager = CollectionManager()
-    collection = manager.get_or_create(collection_name)
-    made = generator.generate(output_dir, collection, dry_run)
-    if not dry_run:
-        manager.save(collection)
-    return made
+    place = collections.place_of(collection_name, Path.cwd())
+    if dry_run:
+        return generator.generate(output_dir, collections.read(place), dry_run=True)
+    target = Path(output_dir).resolve() if output_dir is not None else generator.spec.output_dir
+    return _rows(into(generator, place, target, Effects.of(place.paths.state_dir)))
