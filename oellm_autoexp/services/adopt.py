@@ -58,35 +58,46 @@ def adopt(
     where = cwd if cwd is not None else Path.cwd()
     given = list(overrides) if config_ref is not None else [*ALONE, *overrides]
     loaded = planning.load(config_ref or "autoexp", config_dir, given, scheduler=scheduler, cwd=where)
-    require_submitting(loaded)
-    require_group(loaded)
-    check_belongs(replay(loaded.paths), loaded)
+    _check(loaded)
     log_path = where / log.expanduser()
     if not log_path.is_file():
         raise UsageError("there is no such file", where=f"--log {log}", hint="`scontrol show job` names it")
-    ref = _known(loaded, identity)
+    ref = _identified(loaded, identity)
     spec, rules = _spec(loaded, ref, name, log_path)
     return loaded.paths, _handed_over(loaded, ref, spec, rules, log_path)
 
 
-def adopt_as(result: PlanResult, identity: str, log_path: Path) -> str:
-    """Make a job that somebody submitted by hand the first attempt of the one job of a plan; a sentence.
+def adopt_as(result: PlanResult, ref: SchedulerRef, log_path: Path) -> str:
+    """Make a `known` job the first attempt of the one job of a plan; a sentence.
 
     Raises:
-        UsageError: the scheduler does not know the job, or cannot be used.
         StateError: the session has refused it, or cannot be written.
         SchedulerUnavailable: the scheduler does not answer.
     """
     loaded, (job,) = result.loaded, result.jobs
-    require_submitting(loaded)
-    require_group(loaded)
-    check_belongs(replay(loaded.paths), loaded)
-    ref = _known(loaded, identity)
     planning.write(result, loaded.effects)
     return _handed_over(loaded, ref, job.spec, job.rules, log_path)
 
 
-def _known(loaded: Loaded, identity: str) -> SchedulerRef:
+def known(loaded: Loaded, identity: str) -> SchedulerRef:
+    """The job that the scheduler of a session knows by an id.
+
+    Raises:
+        UsageError: it knows none, or cannot be used; or the session is another's.
+        StateError: the session's journal is damaged.
+        SchedulerUnavailable: the scheduler does not answer.
+    """
+    _check(loaded)
+    return _identified(loaded, identity)
+
+
+def _check(loaded: Loaded) -> None:
+    require_submitting(loaded)
+    require_group(loaded)
+    check_belongs(replay(loaded.paths), loaded)
+
+
+def _identified(loaded: Loaded, identity: str) -> SchedulerRef:
     ref = loaded.scheduler.identify(identity)
     if ref is None:
         hint = "`squeue --me` lists yours; one that has ended is gone from there soon"

@@ -43,14 +43,14 @@ class Scripts:
     notices: Sequence[str]
 
 
-def planned(place: Place, terms: Terms, names: Names[str]) -> Scripts:
-    """The plan of some jobs of a collection. Nothing is written.
+def planned(place: Place, terms: Terms, names: Names[str], collection: Collection | None = None) -> Scripts:
+    """The plan of some jobs of a collection (None: as it is on disk). Nothing is written.
 
     Raises:
         UsageError: a script is gone, or cannot be wrapped.
         ConfigError, StateError: as for any config.
     """
-    collection = collections.read(place)
+    collection = collections.read(place) if collection is None else collection
     cwd = Path(collection.cwd)
     jobs = [job for job in collection.jobs.values() if job.name in names]
     line = Line(
@@ -93,8 +93,7 @@ def _point(job: ScriptJob, collection: Collection, cwd: Path) -> tuple[dict[str,
         hint = error.hint or "`oellm-autoexp generate` writes it again"
         raise UsageError(error.what, where=f"{error.where} (job {job.name})", hint=hint) from None
     if "sweep" in wrapped.sections:
-        hint = "give its tasks a parameter of their own, or submit it by `oellm-autoexp wrap`"
-        raise UsageError("an array cannot be one job of a collection", where=job.runs, hint=hint)
+        raise array(job.runs)
     values: dict[str, Any] = {_KEY: job.name, "backend.command": _words(wrapped.words)}
     logs = collection.origins[job.origin].logs_dir if job.origin in collection.origins else ""
     if logs:
@@ -106,6 +105,12 @@ def _point(job: ScriptJob, collection: Collection, cwd: Path) -> tuple[dict[str,
             else:
                 values[f"{section}.{key}"] = value
     return values, wrapped.notices
+
+
+def array(script: str) -> UsageError:
+    """An error about a script that stands for several jobs."""
+    hint = "give its tasks a parameter of their own, or submit it by `oellm-autoexp wrap`"
+    return UsageError("an array cannot be one job of a collection", where=script, hint=hint)
 
 
 def _words(words: Sequence[str]) -> list[str]:

@@ -82,8 +82,12 @@ class Candidate:
     gone: bool = False
 
 
-def candidates(references: Sequence[str], load: Callable[[str], Path]) -> list[Candidate]:
+def candidates(
+    references: Sequence[str], load: Callable[[str], Path], *, unsubmitted_too: bool = False
+) -> list[Candidate]:
     """What a person means; every session that the registry knows where nothing is named.
+
+    `unsubmitted_too`: also what a collection has that was never submitted may go.
 
     Raises:
         UsageError: a reference that means no session.
@@ -94,7 +98,7 @@ def candidates(references: Sequence[str], load: Callable[[str], Path]) -> list[C
     else:
         wanted = [SessionPaths(Path(entry.state_dir)) for entry in known]
     read = cache(_history)
-    return [_of(paths, known, read) for paths in dict.fromkeys(wanted)]
+    return [_of(paths, known, read, unsubmitted_too) for paths in dict.fromkeys(wanted)]
 
 
 def _located(reference: str, known: Sequence[Entry], load: Callable[[str], Path]) -> SessionPaths:
@@ -108,7 +112,7 @@ def _located(reference: str, known: Sequence[Entry], load: Callable[[str], Path]
     return locate(reference, load)
 
 
-def _of(paths: SessionPaths, known: Sequence[Entry], read: _Read) -> Candidate:
+def _of(paths: SessionPaths, known: Sequence[Entry], read: _Read, unsubmitted_too: bool) -> Candidate:
     name = next((entry.name for entry in known if entry.state_dir == str(paths.state_dir)), "")
     if not paths.state_dir.is_dir():
         # Where even the parent is missing, it may just not be mounted here.
@@ -117,7 +121,7 @@ def _of(paths: SessionPaths, known: Sequence[Entry], read: _Read) -> Candidate:
         return Candidate(name=name, paths=paths, gone=True, refused=refused)
     try:
         session, specs = read(paths)
-        refused = _refusal(paths, session)
+        refused = ("" if unsubmitted_too else _unsubmitted(paths, session)) or _refusal(paths, session)
         states: dict[str, int] = {}
         for job in session.jobs.values():
             states[job.state.value] = states.get(job.state.value, 0) + 1
@@ -138,6 +142,13 @@ def _of(paths: SessionPaths, known: Sequence[Entry], read: _Read) -> Candidate:
 
 
 # ---------------------------------------------------------------- may it go?
+
+
+def _unsubmitted(paths: SessionPaths, session: Session) -> str:
+    waiting = collections.unsubmitted(paths, session.jobs)
+    where = paths.state_dir.parent
+    text = f"{len(waiting)} of its jobs were never submitted: `collections delete {where}` removes all"
+    return text if waiting else ""
 
 
 def _refusal(paths: SessionPaths, session: Session) -> str:
@@ -165,10 +176,6 @@ def _refusal(paths: SessionPaths, session: Session) -> str:
     unfinished = [job.spec.name for job in session.jobs.values() if not job.state.ended]
     if unfinished:
         return f"{len(unfinished)} of its jobs have not ended, such as {unfinished[0]}"
-    waiting = collections.unsubmitted(paths, session.jobs)
-    if waiting:
-        where = paths.state_dir.parent
-        return f"{len(waiting)} of its jobs were never submitted: `collections delete {where}` removes all"
     if session.submissions or session.open_actions:
         return f"{len(session.open_actions) or len(session.submissions)} of its actions have no outcome"
     return _written(paths)

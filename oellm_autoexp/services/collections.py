@@ -84,6 +84,24 @@ def existing(reference: str, cwd: Path) -> Place:
     return place
 
 
+def check(place: Place) -> None:
+    """Refuse a place that a session has which is no collection.
+
+    Raises:
+        UsageError: it is one.
+        StateError: its journal is damaged.
+    """
+    if place.there or not place.paths.journal.is_dir():
+        return
+    # The machinery of sessions takes a tenth of a second to import.
+    from oellm_autoexp.services.session import replay
+
+    if replay(place.paths).opened is not None:
+        what = f"{place.name} is a session that was submitted from a config, and no collection"
+        hint = "give the collection another name: --collection NAME"
+        raise UsageError(what, where=str(place.paths.state_dir), hint=hint)
+
+
 def read(place: Place) -> Collection:
     """A collection; an empty one where none was made yet.
 
@@ -197,6 +215,7 @@ class CollectionManager:
             StateError: it cannot be written.
         """
         place = place_of(collection.name, self.directory)
+        check(place)
 
         def add(there: Collection) -> None:
             there.origins.update(collection.origins)

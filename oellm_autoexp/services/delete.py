@@ -12,6 +12,7 @@ from oellm_autoexp.services import cleanup, collections, generate
 from oellm_autoexp.services.collections import Place
 from oellm_autoexp.services.session import replay
 from oellm_autoexp.store.effects import Effects
+from oellm_autoexp.store.lock import FileLock
 from oellm_autoexp.store.registry import Registry
 
 
@@ -43,11 +44,13 @@ def planned(place: Place, names: Sequence[str], *, scripts: bool) -> Plan:
             raise UsageError(f"{name} was submitted ({session.jobs[name].state.value})", hint=hint)
     found = None
     if not names and session.opened is not None:
-        (found,) = cleanup.candidates([str(place.paths.state_dir)], Path)
+        (found,) = cleanup.candidates([str(place.paths.state_dir)], Path, unsubmitted_too=True)
         live = [job.spec.name for job in session.jobs.values() if not job.state.ended]
         if live:
             hint = f"cancel them first: oellm-autoexp cancel {place.name} --yes"
             raise UsageError(f"{len(live)} of its jobs have not ended, such as {live[0]}", hint=hint)
+        if found.refused:
+            raise UsageError(found.refused, where=str(place.paths.state_dir), hint="nothing was removed")
     jobs = [collection.jobs[name] for name in names] if names else list(collection.jobs.values())
     ours, kept = _generated(jobs) if scripts else ([], 0)
     return Plan(jobs=[job.name for job in jobs], scripts=ours, kept=kept, session=found, whole=not names)
@@ -91,10 +94,14 @@ def carry_out(place: Place, plan: Plan) -> None:
         cleanup.remove(candidate, logs=False)
         return
     try:
-        for path in (place.paths.collection, place.paths.collection_lock):
-            if path.exists():
-                effects.unlink(path)
-        effects.remove_empty(place.paths.state_dir)
+        with FileLock(place.paths.collection_lock):
+            if len(collections.read(place)):
+                what, hint = "jobs were added in the meantime", "the same again removes them too"
+                raise StateError(what, where=str(place.paths.collection), hint=hint)
+            effects.unlink(place.paths.collection)
+            effects.unlink(place.paths.collection_lock)
+        for folder in (place.paths.state_dir, place.base_output_dir):
+            effects.remove_empty(folder)
     except OSError as error:
         raise StateError(f"cannot be removed: {error.strerror}", where=str(error.filename)) from error
     Registry().forget(Effects(), place.paths.state_dir)

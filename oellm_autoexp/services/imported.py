@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ def into(place: Place, wanted: Sequence[Found], terms: batch_plan.Terms, effects
         UsageError: a script is none, or another job has its name; the scheduler does not know a job.
         StateError, SchedulerUnavailable: it could not be done; the same call goes on.
     """
+    collections.check(place)
     jobs = {_name(each): _job(each, place) for each in wanted}
     if len(jobs) < len(wanted):
         names = [_name(each) for each in wanted]
@@ -108,18 +109,28 @@ def into(place: Place, wanted: Sequence[Found], terms: batch_plan.Terms, effects
             if there is not None and there.script != job.script:
                 hint = "give it another `name` in --list FILE"
                 raise UsageError(f"{name} is another script already: {there.script}", hint=hint)
-        collection.add(jobs.values(), "", Origin(description="imported"))
+            if there is not None and there.origin:
+                raise UsageError(f"{name} was generated, and is in the collection", where=there.script)
+            if there is not None:
+                job = replace(
+                    job, overrides=there.overrides, parameters={**there.parameters, **job.parameters}
+                )
+            collection.add([job], "", Origin(description="imported"))
 
-    collections.change(place, effects, add)
-    collections.register(place)
-    told = []
+    # Before anything is kept: a script whose job is not found would be submitted later, and run twice.
+    collection = collections.read(place)
+    add(collection)
+    found = {}
     for each, name in zip(wanted, jobs, strict=True):
         if each.job_id:
-            result = batch_plan.planned(place, terms, {name}).result
-            told.append(adopt.adopt_as(result, each.job_id, logs[name]))
-        else:
-            told.append(f"{name} can be submitted")
-    return told
+            result = batch_plan.planned(place, terms, {name}, collection).result
+            found[name] = result, adopt.known(result.loaded, each.job_id)
+    collections.change(place, effects, add)
+    collections.register(place)
+    return [
+        adopt.adopt_as(*found[name], logs[name]) if name in found else f"{name} can be submitted"
+        for name in jobs
+    ]
 
 
 def _name(found: Found) -> str:
@@ -130,7 +141,9 @@ def _name(found: Found) -> str:
 
 
 def _job(found: Found, place: Place) -> ScriptJob:
-    batch_script.wrapped(found.script, place.cwd)  # refuses what could not be submitted
+    # What could not be submitted is refused.
+    if "sweep" in batch_script.wrapped(found.script, place.cwd).sections:
+        raise batch_plan.array(str(found.script))
     return ScriptJob(
         name=_name(found),
         script=str(found.script.resolve()),

@@ -85,7 +85,7 @@ def based(line: Line, cwd: Path) -> dict[str, Any]:
         raw["scheduler"]["scenario"] = str(cwd / line.scenario)
     for each in given:
         if each.option is None:
-            _check_override(each)
+            check_override(each)
             overrides.apply(raw, each, cwd)
     return raw
 
@@ -117,7 +117,12 @@ def _literal(value: Any) -> Any:
     return yaml_writer.literal(value) if isinstance(value, str) else value
 
 
-def _check_override(given: overrides.Override) -> None:
+def check_override(given: overrides.Override) -> None:
+    """Refuse what has a place of its own in a line, and secrets, which would be kept.
+
+    Raises:
+        UsageError: it is such.
+    """
     if given.key == "backend.command":
         raise UsageError("the command stands behind `--`", where=given.place, hint="leave this override out")
     text = given.value if isinstance(given.value, str) else ""

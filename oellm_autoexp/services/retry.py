@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from oellm_autoexp.config import compose, overrides
+from oellm_autoexp.config import overrides
 from oellm_autoexp.core.collection import Collection, ScriptJob
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import Job
 from oellm_autoexp.core.session import Session
-from oellm_autoexp.errors import StateError, UsageError
+from oellm_autoexp.errors import StateError, UsageError, did_you_mean
 from oellm_autoexp.planning import jobspec
 from oellm_autoexp.planning.functions import UserFunction
 from oellm_autoexp.planning.provenance import REDACTED
-from oellm_autoexp.services import batch_plan, calls, collections, generate, submit
+from oellm_autoexp.planning.values import plain
+from oellm_autoexp.services import batch_plan, calls, collections, generate, one_line, submit
 from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services.collections import Place
 from oellm_autoexp.services.lead import command
@@ -116,13 +117,12 @@ def _replanned(paths: SessionPaths, session: Session, names: Sequence[str], chan
         raise UsageError(f"a secret was given on the command line: {hidden[0]}", hint=hint)
     if source.get("collection"):
         place = Place(name=str(source["collection"]), paths=paths, cwd=Path.cwd())
-        _change_scripts(place, names, changes)
         terms = batch_plan.Terms(
             overrides=[str(text) for text in source.get("overrides", ())],
             scheduler=scheduler,
             config_dir=config_dir,
         )
-        result = batch_plan.planned(place, terms, frozenset(names)).result
+        result = _with_changed_scripts(place, names, changes, terms)
     elif any(changes.parameters.values()):
         hint = "edit the sweep of its config, and submit that with --update"
         raise UsageError("only scripts of a collection have a template to fill in again", hint=hint)
@@ -135,7 +135,8 @@ def _replanned(paths: SessionPaths, session: Session, names: Sequence[str], chan
             cwd=Path(str(source["cwd"])),
             directory=Path(str(source["directory"])),
         )
-        result = calls.planned_of(loaded)
+        # What is given for some jobs is no part of what all of them come from.
+        result = calls.planned_of(replace(loaded, source=dict(source)))
     planned = {job.spec.name: job for job in result.jobs}
     gone = [name for name in names if name not in planned]
     if gone:
@@ -149,25 +150,39 @@ def _replanned(paths: SessionPaths, session: Session, names: Sequence[str], chan
 # ---------------------------------------------------------------- scripts
 
 
-def _change_scripts(place: Place, names: Sequence[str], changes: Changes) -> None:
-    """Note the overrides of jobs, and render those again that have other parameters.
+def _with_changed_scripts(
+    place: Place, names: Sequence[str], changes: Changes, terms: batch_plan.Terms
+) -> PlanResult:
+    """Note the overrides of jobs, and render those again that have other parameters; the plan of them.
 
-    A script with other parameters is another file, `NAME.retry-N.job`: the one that ran stays.
+    A script with other parameters is another file, `NAME.retry-N.job`: the one that ran stays. What cannot be
+    planned is not kept.
     """
     effects = Effects.of(place.paths.state_dir)
+    found = []
 
     def change(collection: Collection) -> None:
         for name in names:
-            job = collection.jobs[name]
+            job = collection.jobs.get(name)
+            if job is None:
+                raise UsageError(
+                    f"the collection has no script of {name!r}", where=str(place.paths.collection)
+                )
             kept = _merged(job.overrides, changes.overrides)
             job = replace(job, overrides=kept)
             more = changes.parameters.get(name)
             collection.jobs[name] = _rendered(collection, job, more, effects) if more else job
 
-    if any(each.option is not None for each in overrides.parse(changes.overrides, [compose.shipped()])):
-        hint = "set keys of it: -o slurm.sbatch.time=4:00:00"
-        raise UsageError("a group is chosen for all jobs", where="-o", hint=hint)
+        found.append(batch_plan.planned(place, terms, frozenset(names), collection).result)
+
+    directories = one_line.directories(terms.config_dir, Path(collections.read(place).cwd))
+    for each in overrides.parse(changes.overrides, directories):
+        if each.option is not None:
+            hint = "set keys of it: -o slurm.sbatch.time=4:00:00"
+            raise UsageError("a group is chosen for all jobs", where=each.place, hint=hint)
+        one_line.check_override(each)
     collections.change(place, effects, change)
+    return found[0]
 
 
 def _merged(before: Sequence[str], after: Sequence[str]) -> tuple[str, ...]:
@@ -182,6 +197,12 @@ def _rendered(collection: Collection, job: ScriptJob, more: Mapping[str, Any], e
         hint = "leave --extra-params out, or change the script itself and use --update"
         raise UsageError("was made from no template", where=job.name, hint=hint)
     spec = _spec(about.spec, about.template, about.logs_dir)
+    more = plain(more, "--param")
+    if more.keys() & set(jobspec.RESERVED):
+        hint = f"{', '.join(jobspec.RESERVED)} are names of the template's own"
+        raise UsageError(
+            f"cannot be a parameter of {job.name}", where=f"--param {next(iter(more))}", hint=hint
+        )
     extra = {**job.extra, **more}
     parameters = {**job.parameters, **extra}
     slurm = jobspec.slurm_of(spec, parameters) if about.spec else job.slurm
@@ -189,6 +210,12 @@ def _rendered(collection: Collection, job: ScriptJob, more: Mapping[str, Any], e
     folder, number = Path(job.script).parent, 1
     data = text.encode()
     try:
+        new = [name for name in more if name not in job.given]
+        if new and data == Path(job.runs).read_bytes():
+            what, hint = "the template makes nothing of it", did_you_mean(new[0], list(job.given))
+            raise UsageError(what, where=f"--param {new[0]}", hint=hint)
+        if generate.digest(data) == job.digest:
+            return replace(job, extra=extra, replaced_by="")
         while True:
             path = folder / f"{job.name}.retry-{number}{generate.SUFFIX}"
             if effects.write_new(path, data, mode=0o755) or path.read_bytes() == data:

@@ -180,14 +180,22 @@ def check_belongs(session: Session, loaded: Loaded) -> None:
     """
     opened = session.opened
     if opened is None:
+        if loaded.paths.collection.is_file() and "collection" not in loaded.source:
+            raise _of_another_kind(loaded, "it is a collection")
         return
     check_project(session, loaded.project, loaded.paths)
     theirs, ours = opened.scheduler.get("class_name"), loaded.scheduler_config.get("class_name")
     if opened.source.get("collection") != loaded.source.get("collection"):
         what = "it is a collection" if opened.source.get("collection") else "it is no collection"
-        hint = "collections are submitted by `submit --collection NAME`; give what is none another name"
-        raise UsageError(what, where=str(loaded.paths.state_dir), hint=hint)
+        raise _of_another_kind(loaded, what)
     if theirs != ours:
         hint = "give this config another base_output_dir or state_dir"
+        if "collection" in opened.source:
+            hint = "its jobs stay where they were submitted first: leave --local out, or add it"
         where = str(loaded.paths.state_dir)
         raise UsageError(f"its jobs run on {theirs}, not on {ours}", where=where, hint=hint)
+
+
+def _of_another_kind(loaded: Loaded, what: str) -> UsageError:
+    hint = "collections are submitted by `submit --collection NAME`; give what is none another name"
+    return UsageError(what, where=str(loaded.paths.state_dir), hint=hint)

@@ -18,6 +18,8 @@ Self = TypeVar("Self", bound="FileLock")
 class FileLock:
     """Held within a `with`. The file stays; it is not re-entrant.
 
+    Whoever holds it may remove the file: those who waited for it then wait for the one that comes next.
+
     Raises:
         StateError: on entering; another holds it for longer than `timeout` seconds, or the file system has no
             such locks.
@@ -35,21 +37,29 @@ class FileLock:
     def __enter__(self: Self) -> Self:
         if self._fd is not None:
             raise self._error("this process holds it already", "leave it before it is entered again")
-        try:
-            # Not inherited: what a child leaves behind in the background must not hold it on.
-            fd = os.open(self.lock_file_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise self._error(f"cannot be opened: {error.strerror}", self._MEND) from error
-        try:
-            self._wait(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
+        give_up = time.monotonic() + self.timeout
+        while self._fd is None:
+            try:
+                # Not inherited: what a child leaves behind in the background must not hold it on.
+                fd = os.open(self.lock_file_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise self._error(f"cannot be opened: {error.strerror}", self._MEND) from error
+            try:
+                self._wait(fd, give_up)
+                self._fd = fd if self._is_there(fd) else None
+            finally:
+                if self._fd is None:
+                    os.close(fd)
         return self
 
-    def _wait(self, fd: int) -> None:
-        give_up = time.monotonic() + self.timeout
+    def _is_there(self, fd: int) -> bool:
+        """Whether the path still leads to the file that is locked."""
+        try:
+            return os.path.samestat(os.fstat(fd), self.lock_file_path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _wait(self, fd: int, give_up: float) -> None:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
