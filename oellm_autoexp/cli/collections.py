@@ -21,7 +21,7 @@ from oellm_autoexp.cli.arguments import (
     scheduler_flag,
 )
 from oellm_autoexp.cli.finding import find_history
-from oellm_autoexp.errors import UsageError
+from oellm_autoexp.errors import StateError, UsageError
 
 Name = Annotated[
     str, typer.Argument(help="A collection: its name, or its directory.", autocompletion=complete.sessions)
@@ -40,7 +40,7 @@ def list_(as_json: AsJson = False) -> None:
         typer.echo("No collection is known here: `oellm-autoexp generate` makes one.")
     for row in rows:
         states = ", ".join(f"{number} {state}" for state, number in row["states"].items())
-        typer.echo(f"{row['name']}  {states or 'no jobs'}  {row['directory']}")
+        typer.echo(f"{row['name']}  {states or row.get('error') or 'no jobs'}  {row['directory']}")
         for text in row["descriptions"]:
             typer.echo(f"  {text}")
 
@@ -50,7 +50,12 @@ def _summary(place: Any) -> dict[str, Any]:
     from oellm_autoexp.services import views
     from oellm_autoexp.services.session import replay
 
-    collection, session = service.read(place), replay(place.paths)
+    try:
+        collection, session = service.read(place), replay(place.paths)
+    except StateError as error:
+        # The others can be listed all the same.
+        about = {"name": place.name, "directory": str(place.base_output_dir)}
+        return {**about, "jobs": 0, "states": {}, "descriptions": [], "error": str(error)}
     waiting = service.unsubmitted(place.paths, session.jobs)
     states = {"unsubmitted": len(waiting)} if waiting else {}
     return {

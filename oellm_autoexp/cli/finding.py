@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from oellm_autoexp.errors import UsageError
 
 
 def find_session(reference: str | None) -> Any:
@@ -20,6 +23,26 @@ def find_history(reference: str | None) -> Any:
 
     paths = service.locate(reference, state_dir_of)
     return paths, service.history(paths)
+
+
+def find_jobs(paths: Any, state: Any, words: Sequence[str] | None) -> Any:
+    """The jobs of a session that words mean; all for none.
+
+    Raises:
+        UsageError: a word that means no job; says so where it means one that was only generated.
+    """
+    from oellm_autoexp.services import collections
+    from oellm_autoexp.services import session as service
+
+    try:
+        return service.chosen(state, words or [])
+    except UsageError:
+        waiting = collections.unsubmitted(paths, state.jobs)
+        name = next((word for word in words or () if word in waiting), None)
+        if name is None:
+            raise
+        hint = f"oellm-autoexp submit --collection {paths.state_dir.parent}"
+        raise UsageError(f"{name} was generated, and not submitted yet", hint=hint) from None
 
 
 def state_dir_of(reference: str) -> Path:

@@ -11,7 +11,7 @@ import typer
 
 from oellm_autoexp.cli import complete
 from oellm_autoexp.cli.arguments import AsJson, Jobs, SessionRef
-from oellm_autoexp.cli.finding import find_history, find_session
+from oellm_autoexp.cli.finding import find_history, find_jobs, find_session
 from oellm_autoexp.cli.watching import print_status
 from oellm_autoexp.errors import StateError, UsageError, nearest
 
@@ -30,7 +30,6 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the jobs of a session."""
-    from oellm_autoexp.services import session as service
     from oellm_autoexp.services import views
 
     if form not in (None, "md", "csv", "json"):
@@ -39,7 +38,7 @@ def status(
         raise UsageError("--format and --sort need --columns", hint="for example --columns lr,loss,state")
     while True:
         paths, past = find_history(session)
-        wanted = service.chosen(past.session, jobs or [])
+        wanted = find_jobs(paths, past.session, jobs)
         if watch:
             typer.echo("\033[2J\033[H", nl=False)
         if columns:
@@ -85,10 +84,12 @@ def _print_columns(names: list[str], rows: list[list[Any]], form: str) -> None:
 def show(session: SessionRef = None, jobs: Jobs = None, as_json: AsJson = False) -> None:
     """Explain a job: its attempts, the evidence, the rules and decisions, in the order of time."""
     from oellm_autoexp.services import goodput, views
-    from oellm_autoexp.services import session as service
 
     paths, past = find_history(session)
-    for job in service.chosen(past.session, jobs or []):
+    chosen = find_jobs(paths, past.session, jobs)
+    if not chosen and not as_json:
+        print_status(past, paths, chosen, as_json)
+    for job in chosen:
         lines = views.timeline(past.events, past.session, job)
         spent = past.ledger.of(job.spec.name, views.moment(past.session, time.time()))
         end = {"where time went": goodput.in_lines(spent), **views.conclusion(past.session, paths, job)}
@@ -111,10 +112,8 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
 ) -> None:
     """Print the log of a job."""
-    from oellm_autoexp.services import session as service
-
-    _, state = find_session(session)
-    found = service.chosen(state, [job])
+    paths, state = find_session(session)
+    found = find_jobs(paths, state, [job])
     if len(found) != 1:
         raise UsageError(f"{job!r} means {len(found)} jobs")
     spec = found[0].spec

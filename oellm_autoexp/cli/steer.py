@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from oellm_autoexp.cli.arguments import Jobs, Override, SessionRef, Yes, confirm
-from oellm_autoexp.cli.finding import find_session
+from oellm_autoexp.cli.finding import find_jobs, find_session
 from oellm_autoexp.errors import UsageError
 
 Filter = Annotated[
@@ -24,7 +24,10 @@ def cancel(session: SessionRef = None, jobs: Jobs = None, only: Filter = None, y
     from oellm_autoexp.services.lead import command
 
     paths, state = find_session(session)
-    found = _filtered(service.chosen(state, jobs or []), only)
+    found = _filtered(find_jobs(paths, state, jobs), only)
+    if only is not None and not found:
+        typer.echo(f"No job is {only}: nothing is cancelled")
+        return
     confirm(f"Cancel {len(found)} job(s)?", yes)
     ok, text = command(paths, "cancel", {"jobs": [job.spec.name for job in found]})
     _told(paths, [job.spec.name for job in found], ok, text)
@@ -54,10 +57,9 @@ def retry(
     -o changes what they ask for from now on. Parameters go into the template of a collection's scripts.
     """
     from oellm_autoexp.services import retry as again
-    from oellm_autoexp.services import session as service
 
     paths, state = find_session(session)
-    found = _filtered(service.chosen(state, jobs or []), only)
+    found = _filtered(find_jobs(paths, state, jobs), only)
     if not jobs and only is None:
         found = again.retryable(found)
     names = [job.spec.name for job in found]
@@ -66,6 +68,9 @@ def retry(
     else:
         given = {}
     given = {name: {**given.get(name, {}), **_parameters(param)} for name in names}
+    if (only is not None or select is not None) and not names and not dry_run:
+        typer.echo(f"No job is {'chosen' if only is None else only}: nothing starts again")
+        return
     if dry_run:
         typer.echo("\n".join([*names, f"{len(names)} would start again"]))
         return

@@ -198,7 +198,7 @@ def submit(
             config_dir=config_dir,
             canary=canary,
         )
-        found = _collected(collection, only, terms)
+        found = _collected(collection, only, terms, as_json)
         if found is None or dry_run:
             if found is not None:
                 show(found[0], dry_run=True, as_json=as_json)
@@ -220,11 +220,11 @@ def submit(
     hand_in(result, update=update, prune=prune, yes=yes, as_json=as_json, begin=begin)
 
 
-def _collected(reference: str, only: str | None, terms: Any) -> tuple[Any, list[str]] | None:
+def _collected(reference: str, only: str | None, terms: Any, as_json: bool) -> tuple[Any, list[str]] | None:
     """The plan of what `only` chooses, and what of it starts anew; None: that is nothing, as was said."""
     from oellm_autoexp.core import selection
     from oellm_autoexp.services import batch_plan, collections
-    from oellm_autoexp.services.session import replay
+    from oellm_autoexp.services.session import history, replay
 
     place = collections.existing(reference, Path.cwd())
     names = list(collections.read(place).jobs)
@@ -233,7 +233,10 @@ def _collected(reference: str, only: str | None, terms: Any) -> tuple[Any, list[
         word = selection.checked(only, jobs.values())
         names = [name for name in names if selection.chosen(jobs.get(name), word)]
     if not names:
-        typer.echo(f"No job of {place.name} is {only}." if only else f"{place.name} has no jobs.")
+        why = f"No job of {place.name} is {only}." if only else f"{place.name} has no jobs."
+        typer.echo(why, err=as_json)
+        if as_json:
+            print_status(history(place.paths), place.paths, [], as_json)
         return None
     found = batch_plan.planned(place, terms, frozenset(names))
     for notice in found.notices:
