@@ -103,7 +103,7 @@ def encoded(collection: Collection) -> str:
 
 def _body(job: ScriptJob) -> dict[str, Any]:
     body = {each.name: getattr(job, each.name) for each in fields(job)}
-    return {key: value for key, value in body.items() if value or key in ("name", "script")}
+    return {key: value for key, value in body.items() if value or key in ("name", "script", "digest")}
 
 
 def decoded(text: str) -> Collection:

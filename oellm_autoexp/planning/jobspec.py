@@ -158,6 +158,10 @@ def _spec(data: Mapping[str, Any], file: Path) -> JobSpecFile:
             what, hint = f"must be text, not a {kind_of(value)}", f'write it in quotes: "{value}"'
             faults.append(Fault(key=key, what=what, value=shown(value), hint=hint))
         texts[key] = value if isinstance(value, str) else None
+    try:
+        plain({key: text for key, text in texts.items() if text}, "")
+    except ConfigError as error:
+        faults += [replace(fault, key=fault.key[1:]) for fault in error.faults]
     base = file.parent
     if not texts["template"]:
         hint = "add `template: train.job.j2`, a path relative to the spec"
@@ -327,8 +331,10 @@ def _planned(spec: JobSpecFile) -> Iterator[Planned]:
         key = "parameters.filter" if spec.parameters.filter is not None else "parameters.parse"
         what = "keeps no combination, so there would be no jobs"
         raise ConfigError(Fault(key=key, what=what))
-    named = _namer(spec, points)
-    unique = UniqueNames(spec.job_name_pattern or "", "job_name_pattern", "{{{{ {} }}}}")
+    keys = tuple(dict.fromkeys(key for values in points for key in values))
+    named = _namer(spec, keys)
+    pattern = spec.job_name_pattern or "_".join(f"{key}{{{{ {key} }}}}" for key in keys)
+    unique = UniqueNames(pattern, "job_name_pattern", "{{{{ {} }}}}")
     for values in points:
         name = named(values)
         if name in RESERVED_JOB_NAMES:
@@ -338,8 +344,7 @@ def _planned(spec: JobSpecFile) -> Iterator[Planned]:
         yield Planned(name=name, parameters=values, slurm=slurm_of(spec, values))
 
 
-def _namer(spec: JobSpecFile, points: Sequence[Values]) -> Callable[[Values], str]:
-    keys = tuple(dict.fromkeys(key for values in points for key in values))
+def _namer(spec: JobSpecFile, keys: Sequence[str]) -> Callable[[Values], str]:
     if spec.job_name_pattern is not None:
         pattern = spec.job_name_pattern
         return lambda values: legalize(_from_pattern(pattern, values))
