@@ -64,7 +64,7 @@ def generate(
 
     generator = _generator(spec, template, params, slurm_args_file)
     target = output_dir.resolve() if output_dir is not None else generator.spec.output_dir
-    place = collections.place_of(collection or _name(generator), Path.cwd())
+    place = collections.place_of(_name(generator) if collection is None else collection, Path.cwd())
     is_new = not place.there
     if dry_run:
         made = generator.compared(target, collections.read(place))

@@ -69,13 +69,13 @@ def _generated(jobs: Sequence[ScriptJob]) -> tuple[list[Path], int]:
     return ours, kept
 
 
-def carry_out(place: Place, plan: Plan) -> None:
+def carry_out(place: Place, plan: Plan, effects: Effects | None = None) -> None:
     """Remove it. Killed on the way, the same again goes on.
 
     Raises:
         StateError: something cannot be removed.
     """
-    effects = Effects.of(place.paths.state_dir)
+    effects = effects or Effects.of(place.paths.state_dir)
     try:
         for path in plan.scripts:
             effects.unlink(path)
@@ -91,7 +91,7 @@ def carry_out(place: Place, plan: Plan) -> None:
         return
     if plan.session is not None:
         (candidate,) = cleanup.candidates([str(place.paths.state_dir)], Path)
-        cleanup.remove(candidate, logs=False)
+        cleanup.remove(candidate, logs=False, effects=effects)
         return
     try:
         with FileLock(place.paths.collection_lock):
