@@ -20,7 +20,6 @@ Filter = Annotated[
 
 def cancel(session: SessionRef = None, jobs: Jobs = None, only: Filter = None, yes: Yes = False) -> None:
     """Cancel jobs; they stay cancelled until `retry`."""
-    from oellm_autoexp.services import session as service
     from oellm_autoexp.services.lead import command
 
     paths, state = find_session(session)

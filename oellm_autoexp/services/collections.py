@@ -39,7 +39,7 @@ class Place:
 def place_of(reference: str, cwd: Path) -> Place:
     """The collection that a person means: a name, or its output directory or state directory.
 
-    A name means `outputs/NAME` in `cwd`, else the session that has it, else the first again.
+    A name means `outputs/NAME` in `cwd`.
 
     Raises:
         UsageError: it cannot be a name.
@@ -49,11 +49,7 @@ def place_of(reference: str, cwd: Path) -> Place:
         state_dir = given if SessionPaths(given).collection.is_file() else default_state_dir(given)
         return Place(name=checked_name(state_dir.parent.name), paths=SessionPaths(state_dir), cwd=cwd)
     name = checked_name(reference)
-    here = Place(name=name, paths=SessionPaths(default_state_dir(cwd / OUTPUTS / name)), cwd=cwd)
-    known = None if here.there else Registry().find(name)
-    if known is None or known.gone:
-        return here
-    return replace(here, paths=SessionPaths(Path(known.state_dir)))
+    return Place(name=name, paths=SessionPaths(default_state_dir(cwd / OUTPUTS / name)), cwd=cwd)
 
 
 def checked_name(name: str) -> str:
@@ -69,12 +65,15 @@ def checked_name(name: str) -> str:
 
 
 def existing(reference: str, cwd: Path) -> Place:
-    """As `place_of`, of a collection that is there.
+    """As `place_of`, of a collection that is there; a name that is not in `cwd` means the one known by it.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or there are several elsewhere.
     """
     place = place_of(reference, cwd)
+    known = None if place.there or "/" in reference else Registry().find(place.name)
+    if known is not None:
+        place = replace(place, paths=SessionPaths(Path(known.state_dir)))
     if not place.there:
         names = [entry.name for entry in Registry().list_all()]
         hint = did_you_mean(reference, names) if names else ""
