@@ -251,7 +251,7 @@ class Loop:
                 self.record(ev.JobHeld(at=now, job=name, why=why))
             if not why:
                 ready.append(self.session.jobs[name])
-        limit = getattr(config, "max_jobs", None) or self._scheduler.capabilities.default_max_jobs
+        limit = self._max_jobs() or self._scheduler.capabilities.default_max_jobs
         for change in rethrottle(self.session, ready, now, max_jobs=limit):
             self.record(change)
         for request in admit(
@@ -274,6 +274,13 @@ class Loop:
                 submit_rate_limit_s=getattr(config, "submit_rate_limit_seconds", None),
             ):
                 self.record(request)
+
+    def _max_jobs(self) -> int | None:
+        """How many jobs may live at once: as whoever came to the session last has said."""
+        at_first: int | None = getattr(self._scheduler.config, "max_jobs", None)
+        opened = self.session.opened
+        given = opened.scheduler.get("max_jobs", at_first) if opened is not None else at_first
+        return given if isinstance(given, int) else at_first
 
     def _rules_of_chain(self, job: Job) -> Rules | None:
         """The rules of a job whose next attempt may wait in the queue; None if a condition lets it start."""

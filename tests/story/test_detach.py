@@ -49,6 +49,17 @@ def test_a_detached_loop_finishes_the_session_and_can_be_replaced(tmp_path: Path
     assert "detached_n1: succeeded" in (tmp_path / "outputs/.oellm-autoexp/monitor/daemon.log").read_text()
 
 
+def test_a_loop_takes_another_bound_on_its_jobs_from_whoever_submits(tmp_path: Path, cli: Cli) -> None:
+    """The loop that leads need not be started anew."""
+    local = ("submit", "sweep.yaml", "--local", "--detach")
+    assert cli(*local, "-o", "scheduler.max_jobs=1").returncode == 0
+    until(lambda: sorted(state for state, _ in cli.states().values()) == ["running", "waiting"], "one runs")
+    assert cli(*local, "-o", "scheduler.max_jobs=2").returncode == 0
+    until(lambda: list(cli.states().values()) == [("running", 1)] * 2, "both run")
+    (tmp_path / "gate").touch()
+    until(lambda: list(cli.states().values()) == [("succeeded", 1)] * 2, "both have succeeded")
+
+
 def test_a_costly_plan_asks_before_anything_is_written(tmp_path: Path, cli: Cli) -> None:
     """Without a terminal it ends with 2 and says what it would cost; what is done already costs nothing."""
     (tmp_path / "gate").touch()
