@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from oellm_autoexp.core.experiment import TrainingConfig as TrainingConfig
     from oellm_autoexp.core.experiment import ValidationConfig as ValidationConfig
     from oellm_autoexp.errors import ConfigurationError as ConfigurationError
+    from oellm_autoexp.errors import GitOperationError as GitOperationError
+    from oellm_autoexp.errors import JobSubmissionError as JobSubmissionError
+    from oellm_autoexp.errors import SLURMError as SLURMError
     from oellm_autoexp.errors import ValidationError as ValidationError
     from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicy as AdjustTimeLimitPolicy
     from oellm_autoexp.reactions.policies import AlwaysRestartPolicy as AlwaysRestartPolicy
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from oellm_autoexp.services.generate import generate_jobs_from_spec as generate_jobs_from_spec
     from oellm_autoexp.services.grid_search import ExperimentNaming as ExperimentNaming
     from oellm_autoexp.services.grid_search import ParameterGridSearch as ParameterGridSearch
+    from oellm_autoexp.services.sbatch_template import SBATCHTemplateEngine as SBATCHTemplateEngine
+    from oellm_autoexp.services.sbatch_template import TemplateContext as TemplateContext
     from oellm_autoexp.services.validation import ClusterProfile as ClusterProfile
     from oellm_autoexp.services.validation import ConfigValidator as ConfigValidator
     from oellm_autoexp.services.validation import ResourceCheck as ResourceCheck
@@ -75,11 +80,13 @@ _HOMES = {
     "ExperimentNaming": "oellm_autoexp.services.grid_search",
     "ExperimentResult": "oellm_autoexp.services.framework",
     "FaultToleranceConfig": "oellm_autoexp.core.experiment",
+    "GitOperationError": "oellm_autoexp.errors",
     "GitOperationLock": "oellm_autoexp.store.git",
     "GridSearchExecutor": "oellm_autoexp.services.framework",
     "GridSearchResult": "oellm_autoexp.services.framework",
     "HooksConfig": "oellm_autoexp.core.experiment",
     "JobGenerator": "oellm_autoexp.services.generate",
+    "JobSubmissionError": "oellm_autoexp.errors",
     "LoggingConfig": "oellm_autoexp.core.experiment",
     "ModelConfig": "oellm_autoexp.core.experiment",
     "ModelTrainingFramework": "oellm_autoexp.services.framework",
@@ -92,10 +99,13 @@ _HOMES = {
     "PerformanceConfig": "oellm_autoexp.core.experiment",
     "PreemptionConfig": "oellm_autoexp.core.experiment",
     "ResourceCheck": "oellm_autoexp.services.validation",
+    "SBATCHTemplateEngine": "oellm_autoexp.services.sbatch_template",
     "SLURMConfig": "oellm_autoexp.core.experiment",
+    "SLURMError": "oellm_autoexp.errors",
     "SamplingStrategy": "oellm_autoexp.core.experiment",
     "SchedulerConfig": "oellm_autoexp.core.experiment",
     "SlurmLogMonitor": "oellm_autoexp.config.monitors",
+    "TemplateContext": "oellm_autoexp.services.sbatch_template",
     "TrainingConfig": "oellm_autoexp.core.experiment",
     "ValidationConfig": "oellm_autoexp.core.experiment",
     "ValidationError": "oellm_autoexp.errors",

@@ -84,6 +84,14 @@ class GitOperationError(AutoexpError):
     """git refused something, did not answer in time, or another process holds the lock of the repository."""
 
 
+class SLURMError(AutoexpError):
+    """What was asked of the jobs of experiments cannot be done."""
+
+
+class JobSubmissionError(SLURMError):
+    """Experiments were not submitted; says which, and why."""
+
+
 class NotLeader(AutoexpError):
     """Another process leads this session."""
 

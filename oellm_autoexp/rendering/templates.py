@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -38,6 +38,12 @@ _SRUN = re.compile(r"(?:^|(?<=[\s/]))srun(?=\s|$)")
 
 
 # ---------------------------------------------------------------- the engine
+
+
+class Verbatim(str):
+    """Text of the shell that a value holds: it stands in a script as it is."""
+
+    __slots__ = ()
 
 
 class _Engine(SandboxedEnvironment):
@@ -113,6 +119,33 @@ def render_text(source: str, context: Mapping[str, Any], *, key: str = "") -> st
     return _rendered(template, _either_case(context), Fault(what="", key=key, value=source))
 
 
+def render_shell(
+    source: str, context: Mapping[str, Any], shown: Callable[[Any], str], *, file: str = ""
+) -> str:
+    """As `render_text`, for a template whose values are written by `shown`; `file` is where it stands.
+
+    The filter `quote` changes nothing here, since `shown` is to quote; `verbatim` marks text of the shell.
+
+    Raises:
+        ConfigError: it is broken, or asks for a name that `context` lacks.
+    """
+    engine = _engine().overlay(
+        finalize=lambda value: value if isinstance(value, jinja2.Undefined) else shown(value)
+    )
+    engine.filters = {
+        **engine.filters,
+        "quote": lambda value: value,
+        "verbatim": lambda value: Verbatim(value),
+    }
+    try:
+        template = engine.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        hint = "braces that are not for the engine: {{ '{{' | verbatim }}"
+        what = f"broken template: {error.message}"
+        raise ConfigError(Fault(file=file, line=error.lineno, what=what, hint=hint)) from None
+    return _rendered(template, _either_case(context), Fault(what="", file=file))
+
+
 def _either_case(context: Mapping[str, Any]) -> dict[str, Any]:
     upper = {name.upper(): value for name, value in context.items()}
     return {**context, **{name: value for name, value in upper.items() if name not in context}}
@@ -125,7 +158,9 @@ def _rendered(template: jinja2.Template, context: Mapping[str, Any], place: Faul
         raise
     except jinja2.UndefinedError as error:
         found = re.search(r"'([^']+)' is undefined", str(error))
-        hint = did_you_mean(found.group(1), context) if found else ""
+        name = found.group(1) if found else ""
+        same_case = sorted(context, key=lambda known: known.isupper() != name.isupper())
+        hint = did_you_mean(name, same_case) if found else ""
         what = f"the template asks for what does not exist: {error.message}"
         raise ConfigError(replace(place, what=what, hint=hint, line=_line(place, error))) from None
     except Exception as error:  # noqa: BLE001 - a template runs whatever its author wrote

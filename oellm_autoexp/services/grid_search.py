@@ -230,7 +230,7 @@ class ParameterGridSearch:
         write(Path(path), "\n".join(lines) + "\n")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a file of the user's, at once or not at all.
 
     Raises:
@@ -239,7 +239,7 @@ def write(path: Path, text: str) -> None:
     effects = Effects()
     try:
         effects.mkdir(path.parent, mode=0o755)
-        effects.write(path, text.encode(), mode=0o644)
+        effects.write(path, text.encode(), mode=mode)
     except OSError as error:
         what = f"cannot be written: {error.strerror}"
         raise ConfigurationError(Fault(what=what, file=str(path))) from None
