@@ -39,19 +39,22 @@ if TYPE_CHECKING:
     from oellm_autoexp.services.calls import render_scripts as render_scripts
     from oellm_autoexp.services.calls import submit_jobs as submit_jobs
     from oellm_autoexp.services.collections import CollectionManager as CollectionManager
+    from oellm_autoexp.services.experiment_launcher import ExecutionMode as ExecutionMode
+    from oellm_autoexp.services.experiment_launcher import ExperimentLauncher as ExperimentLauncher
     from oellm_autoexp.services.experiments import ConfigurationManager as ConfigurationManager
-    from oellm_autoexp.services.framework import ExecutionMode as ExecutionMode
-    from oellm_autoexp.services.framework import ExperimentLauncher as ExperimentLauncher
-    from oellm_autoexp.services.framework import ExperimentResult as ExperimentResult
     from oellm_autoexp.services.framework import GridSearchExecutor as GridSearchExecutor
-    from oellm_autoexp.services.framework import GridSearchResult as GridSearchResult
     from oellm_autoexp.services.framework import ModelTrainingFramework as ModelTrainingFramework
     from oellm_autoexp.services.generate import JobGenerator as JobGenerator
     from oellm_autoexp.services.generate import generate_jobs_from_spec as generate_jobs_from_spec
     from oellm_autoexp.services.grid_search import ExperimentNaming as ExperimentNaming
     from oellm_autoexp.services.grid_search import ParameterGridSearch as ParameterGridSearch
+    from oellm_autoexp.services.launch_results import BatchSubmissionResult as BatchSubmissionResult
+    from oellm_autoexp.services.launch_results import ExperimentResult as ExperimentResult
+    from oellm_autoexp.services.launch_results import GridSearchResult as GridSearchResult
+    from oellm_autoexp.services.launch_results import SLURMJobResult as SLURMJobResult
     from oellm_autoexp.services.sbatch_template import SBATCHTemplateEngine as SBATCHTemplateEngine
     from oellm_autoexp.services.sbatch_template import TemplateContext as TemplateContext
+    from oellm_autoexp.services.slurm_launcher import SLURMLauncher as SLURMLauncher
     from oellm_autoexp.services.validation import ClusterProfile as ClusterProfile
     from oellm_autoexp.services.validation import ConfigValidator as ConfigValidator
     from oellm_autoexp.services.validation import ResourceCheck as ResourceCheck
@@ -66,6 +69,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdjustTimeLimitPolicy": "oellm_autoexp.reactions.policies",
     "AlwaysRestartPolicy": "oellm_autoexp.reactions.policies",
+    "BatchSubmissionResult": "oellm_autoexp.services.launch_results",
     "CheckpointConfig": "oellm_autoexp.core.experiment",
     "ClusterProfile": "oellm_autoexp.services.validation",
     "CollectionManager": "oellm_autoexp.services.collections",
@@ -74,16 +78,16 @@ _HOMES = {
     "ConfigurationManager": "oellm_autoexp.services.experiments",
     "DataConfig": "oellm_autoexp.core.experiment",
     "EpochLengthPolicy": "oellm_autoexp.core.experiment",
-    "ExecutionMode": "oellm_autoexp.services.framework",
+    "ExecutionMode": "oellm_autoexp.services.experiment_launcher",
     "ExperimentConfig": "oellm_autoexp.core.experiment",
-    "ExperimentLauncher": "oellm_autoexp.services.framework",
+    "ExperimentLauncher": "oellm_autoexp.services.experiment_launcher",
     "ExperimentNaming": "oellm_autoexp.services.grid_search",
-    "ExperimentResult": "oellm_autoexp.services.framework",
+    "ExperimentResult": "oellm_autoexp.services.launch_results",
     "FaultToleranceConfig": "oellm_autoexp.core.experiment",
     "GitOperationError": "oellm_autoexp.errors",
     "GitOperationLock": "oellm_autoexp.store.git",
     "GridSearchExecutor": "oellm_autoexp.services.framework",
-    "GridSearchResult": "oellm_autoexp.services.framework",
+    "GridSearchResult": "oellm_autoexp.services.launch_results",
     "HooksConfig": "oellm_autoexp.core.experiment",
     "JobGenerator": "oellm_autoexp.services.generate",
     "JobSubmissionError": "oellm_autoexp.errors",
@@ -102,6 +106,8 @@ _HOMES = {
     "SBATCHTemplateEngine": "oellm_autoexp.services.sbatch_template",
     "SLURMConfig": "oellm_autoexp.core.experiment",
     "SLURMError": "oellm_autoexp.errors",
+    "SLURMJobResult": "oellm_autoexp.services.launch_results",
+    "SLURMLauncher": "oellm_autoexp.services.slurm_launcher",
     "SamplingStrategy": "oellm_autoexp.core.experiment",
     "SchedulerConfig": "oellm_autoexp.core.experiment",
     "SlurmLogMonitor": "oellm_autoexp.config.monitors",

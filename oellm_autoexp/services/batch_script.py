@@ -49,7 +49,16 @@ def wrapped(path: Path, cwd: Path) -> Wrapped:
     Raises:
         UsageError: sbatch would not take it, or a session cannot.
     """
-    text = _read(cwd / path, str(path))
+    return wrapped_text(_read(cwd / path, str(path)), cwd, name=path.name, where=str(path))
+
+
+def wrapped_text(text: str, cwd: Path, *, name: str, where: str) -> Wrapped:
+    """As `wrapped`, for the text of a script; `name` is what it is called, `where` what a person knows it by.
+
+    Raises:
+        UsageError: as `wrapped`.
+    """
+    _check(text, where)
     shebang, _, rest = text.partition("\n")
     try:
         given = slurm_text.options_of(text)
@@ -60,18 +69,18 @@ def wrapped(path: Path, cwd: Path) -> Wrapped:
         ]
     except ValueError as error:
         what = f"a directive cannot be read: {error}"
-        raise UsageError(what, where=str(path), hint="close the quotes") from None
+        raise UsageError(what, where=where, hint="close the quotes") from None
     if not {"hetjob", "packjob"}.isdisjoint(parts):
         hint = "submit its parts as jobs of their own"
-        raise UsageError("a job of several components cannot be wrapped", where=str(path), hint=hint)
-    for name, hint in _REFUSED.items():
-        if name in given:
-            raise UsageError(f"--{name} is not for a job of a session", where=str(path), hint=hint)
+        raise UsageError("a job of several components cannot be wrapped", where=where, hint=hint)
+    for option, hint in _REFUSED.items():
+        if option in given:
+            raise UsageError(f"--{option} is not for a job of a session", where=where, hint=hint)
     body = _body(rest)
-    sections, notices = _sections(given, body, str(path), cwd)
+    sections, notices = _sections(given, body, where, cwd)
     return Wrapped(
-        words=[*_interpreter(shebang, str(path)), "-c", body, path.name],
-        job_name=given.get("job-name") or PurePosixPath(path.name).stem,
+        words=[*_interpreter(shebang, where), "-c", body, name],
+        job_name=given.get("job-name") or PurePosixPath(name).stem,
         sections=sections,
         notices=notices,
     )
@@ -79,12 +88,14 @@ def wrapped(path: Path, cwd: Path) -> Wrapped:
 
 def _read(file: Path, shown: str) -> str:
     try:
-        data = file.read_bytes()
-        text = data.decode()
+        return file.read_bytes().decode()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=shown) from None
     except UnicodeDecodeError:
         raise UsageError("is not a text in UTF-8", where=shown) from None
+
+
+def _check(text: str, shown: str) -> None:
     if not text.startswith("#!"):
         hint = "it begins with a line such as #!/bin/bash; sbatch refuses others too"
         raise UsageError("is no batch script", where=shown, hint=hint)
@@ -94,10 +105,9 @@ def _read(file: Path, shown: str) -> str:
         )
     if "\0" in text:
         raise UsageError("holds a NUL byte", where=shown)
-    if len(data) > _MOST_BYTES:
+    if len(text.encode()) > _MOST_BYTES:
         hint = f"let a short script call it, or: oellm-autoexp run -- bash {shlex.quote(shown)}"
         raise UsageError(f"has more than {_MOST_BYTES // 1024} KiB", where=shown, hint=hint)
-    return text
 
 
 def _interpreter(shebang: str, shown: str) -> list[str]:

@@ -112,6 +112,7 @@ def submit_jobs(
     scheduler: str | None = None,
     update: bool = False,
     prune: bool = False,
+    again: Sequence[str] = (),
     yes: bool = False,
     wait: bool = True,
     on_event: Callable[[Event], None] = lambda _event: None,
@@ -119,8 +120,9 @@ def submit_jobs(
     """Submit what is not done yet, as `oellm-autoexp submit` does; the state of the session.
 
     `config` is a plan of `render_scripts`, or what that takes, with `config_dir`, `overrides`, `scheduler`.
-    `update` takes jobs that have changed, `prune` cancels those that the plan no longer has, `yes` agrees to
-    what the command line would ask (`project.confirm_gpu_hours`, and what `prune` cancels).
+    `update` takes jobs that have changed, `prune` cancels those that the plan no longer has, `again` names
+    jobs that start anew where they have ended, `yes` agrees to what the command line would ask
+    (`project.confirm_gpu_hours`, and what `prune` cancels).
 
     With `wait` this call watches, restarts and acts until every job has a verdict, and `on_event` is told of
     each event; if it is interrupted, the jobs go on. Without, it returns when the scheduler has what may
@@ -142,7 +144,7 @@ def submit_jobs(
     from oellm_autoexp.services.session import replay
 
     result = config if isinstance(config, PlanResult) else planned(config, config_dir, overrides, scheduler)
-    terms = service.Terms(update=update, prune=prune)
+    terms = service.Terms(update=update, prune=prune, again=again)
     done = service.preview(result, terms)
     service.check_room(result, done)
     cost = service.to_confirm(result, done)
