@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from oellm_autoexp.services.validation import sbatch_of
 from oellm_autoexp.sweep.names import legalize, short_names
 
 #: Words of our own among the variables of a sweep.
-_OWN = ("experiment", "config_digest", "project", "index", "params", "script")
+_OWN = ("experiment", "config_digest", "project", "index", "params", "experiments")
+_OPTION = re.compile(r"[A-Za-z0-9-]+", re.ASCII)
 _TAKEN = frozenset(
     {*configs.HINTS, "sweep", "backend", "monitoring", "job", "project", "actions", "conditions"}
 )
@@ -103,30 +105,33 @@ def config_of(
     """
     keys = dict.fromkeys(key for each in found for key in each.parameters)
     variables = _variables(tuple(keys))
-    asked = [each.sbatch for each in found]
-    options = dict.fromkeys(option for each in asked for option in each)
-    # In order: equal experiments give equal scripts.
-    common = [key for key in options if all(key in each and each[key] == asked[0].get(key) for each in asked)]
-    rows = []
-    for each, own in zip(found, asked, strict=True):
+    rows, own = [], {}
+    for each in found:
         row = {name: _shown(each.parameters.get(key)) for key, name in variables.items()}
-        row |= {f"slurm.sbatch.{key}": own.get(key) for key in options if key not in common}
-        rows.append({"experiment": each.job, **configs.escaped(row), "config_digest": _digest(each.config)})
-    backend: dict[str, Any] = {
-        "class_name": "CommandBackend",
-        "command": [*configs.escaped(list(command)), "${job.output_dir}/config.yaml"],
-        "cwd": configs.escaped(str(cwd)),
-    }
+        digest = _digest(each.config)
+        rows.append({"experiment": each.job, **configs.escaped(row), "config_digest": digest})
+        own[digest] = _own_of(each, configs.escaped(str(cwd)))
     made: dict[str, Any] = {
         **({"defaults": [{"slurm": cluster}, "_self_"]} if cluster else {}),
         "project": dict(project),
-        "backend": backend,
-        "slurm": {"sbatch": configs.escaped({key: asked[0][key] for key in common}), **slurm},
+        "backend": {
+            "class_name": "CommandBackend",
+            "command": [*configs.escaped(list(command)), "${job.output_dir}/config.yaml"],
+            "cwd": _common("cwd", own),
+        },
+        "slurm": {
+            "sbatch": {option: _common(f"sbatch.{option}", own) for option in _options(own)},
+            "export": _common("export", own),
+            **slurm,
+        },
         # A job is another one when its config is.
         "metadata": {name: f"${{{name}}}" for name in (*variables.values(), "config_digest")},
     }
-    if any(each.script is not None for each in found):
-        _run_scripts(made, found, rows)
+    scripts = [each.script for each in found if each.script is not None]
+    if scripts:
+        _run_scripts(made, scripts)
+    # What differs is looked up here: as parameters of a sweep it would be part of what a job is.
+    made["metadata"]["experiments"] = own
     return {
         **made,
         "sweep": {
@@ -138,34 +143,55 @@ def config_of(
     }
 
 
-def _run_scripts(made: dict[str, Any], found: Sequence[Named], rows: Sequence[dict[str, Any]]) -> None:
-    """Have each experiment run its script, which is known by a digest: many may have the same."""
-    scripts = [each.script for each in found if each.script is not None]
+def _own_of(each: Named, cwd: str) -> dict[str, Any]:
+    """What an experiment has for itself, in the form of a config."""
+    for option in each.sbatch:
+        if not _OPTION.fullmatch(option):
+            raise ValidationError(Fault(key="slurm.extra_args", what=f"`{option}` is no option of sbatch"))
+    said = each.said("backend", "cwd")
+    return {
+        "sbatch": configs.escaped(each.sbatch),
+        "export": configs.escaped(each.said("slurm", "export")),
+        "cwd": configs.escaped(said) if said is not None else cwd,
+        **({"script": configs.escaped(each.script.words[-2])} if each.script is not None else {}),
+    }
+
+
+def _options(own: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(option for each in own.values() for option in each["sbatch"]))
+
+
+def _common(key: str, own: Mapping[str, dict[str, Any]]) -> Any:
+    """A value where it is the same for all experiments, else a reference to that of each, which is made."""
+    section, _, option = key.partition(".")
+    homes = [each[section] if option else each for each in own.values()]
+    values = [home.setdefault(option or section, None) for home in homes]
+    if all(value == values[0] for value in values):
+        for home in homes:
+            del home[option or section]
+        return values[0]
+    return f"${{metadata.experiments.${{config_digest}}.{key}}}"
+
+
+def _run_scripts(made: dict[str, Any], scripts: Sequence[Wrapped]) -> None:
+    """Have each experiment run its script."""
     heads = {tuple(each.words[:-2]) for each in scripts}
-    clusters = {tuple(each.said("scheduler", "clusters") or ()) for each in found}
+    clusters = {tuple(each.sections.get("scheduler", {}).get("clusters", ())) for each in scripts}
     for several, what in ((heads, "interpreters"), (clusters, "clusters")):
         if len(several) > 1:
             hint = "submit those that differ by themselves, each kind in an experiments_dir of its own"
             raise ValidationError(Fault(what=f"the scripts name different {what}", hint=hint))
-    texts = {}
-    for row, script in zip(rows, scripts, strict=True):
-        body = script.words[-2]
-        row["script"] = f"s{hashlib.sha256(body.encode()).hexdigest()[:16]}"
-        texts[row["script"]] = configs.escaped(body)
-    made["metadata"]["scripts"] = texts
-    head = configs.escaped(list(heads.pop()))
-    made["backend"]["command"] = [*head, "${metadata.scripts.${script}}", "${job.name}.sbatch"]
-    for section, key in (("slurm", "export"), ("backend", "cwd")):
-        if any(each.said(section, key) is not None for each in found):
-            default = made[section].get(key)
-            for row, each in zip(rows, found, strict=True):
-                said = each.said(section, key)
-                row[f"{section}.{key}"] = configs.escaped(said) if said is not None else default
-    setup = next((each.said("slurm", "setup") for each in found if each.said("slurm", "setup")), None)
+    script = "${metadata.experiments.${config_digest}.script}"
+    made["backend"]["command"] = [*configs.escaped(list(heads.pop())), script, "${job.name}.sbatch"]
+    setup = next((each.sections["slurm"]["setup"] for each in scripts if _has_setup(each)), None)
     if setup is not None:
         made["slurm"]["setup"] = setup
     if any(clusters):
         made["scheduler"] = {"clusters": list(clusters.pop())}
+
+
+def _has_setup(script: Wrapped) -> bool:
+    return "setup" in script.sections.get("slurm", {})
 
 
 def _variables(keys: Sequence[str]) -> dict[str, str]:
@@ -186,4 +212,5 @@ def _shown(value: Any) -> Any:
 def _digest(config: ExperimentConfig) -> str:
     """Of what an experiment computes: neither what it asks of Slurm nor what is said about it."""
     data = {key: value for key, value in config.to_dict().items() if key not in _SAID}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+    # As a key of a config it must not look like a number.
+    return f"c{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -250,6 +250,25 @@ def test_the_directives_of_the_template_are_what_the_job_asks_for(project: Path)
     assert local().list_user_jobs() == []
 
 
+def test_a_job_is_the_same_in_whatever_company_it_is_submitted(project: Path) -> None:
+    """What it asks of Slurm is no part of what it is, whether others ask for the same or not."""
+    (project / "there").mkdir()
+    where = "{% if NODES > 1 %}\n#SBATCH --chdir=there\n{% endif %}\n#SBATCH --requeue"
+    (project / "slurm_template.txt").write_text(TEMPLATE.replace("#SBATCH --requeue", where))
+    launcher = local()
+    small, large = experiment("small"), experiment("large", slurm={"nodes": 4, "account": "a"})
+    alone = launcher.submit_single_experiment(small)
+    both = launcher.submit_experiment_batch([large, small])
+    assert both.failed_jobs == {} and both.successful_jobs[1] == alone.job_id
+    shown = local(scheduler="slurm").submit_experiment_batch([large, small], dry_run=True).job_results
+    assert "--nodes=4" in shown[0].script and "--account=a" in shown[0].script
+    assert "--nodes=1" in shown[1].script and "--account" not in shown[1].script
+    assert f"cd -- {project}/there" in shown[0].script
+    mine = experiment("small", slurm={"time": "1:00"})
+    assert launcher.submit_single_experiment(mine).job_id == alone.job_id
+    finished(project)
+
+
 def test_without_a_template_the_section_slurm_is_what_is_asked(project: Path) -> None:
     """As for any experiment; a cluster's group and overrides count too."""
     (project / "slurm_template.txt").unlink()
