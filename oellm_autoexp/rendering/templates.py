@@ -129,6 +129,17 @@ def render_shell(
     Raises:
         ConfigError: it is broken, or asks for a name that `context` lacks.
     """
+    try:
+        template = _shell_template(source, shown)
+    except jinja2.TemplateSyntaxError as error:
+        hint = "braces that are not for the engine: {{ '{{' | verbatim }}"
+        what = f"broken template: {error.message}"
+        raise ConfigError(Fault(file=file, line=error.lineno, what=what, hint=hint)) from None
+    return _rendered(template, _either_case(context), Fault(what="", file=file))
+
+
+@lru_cache(maxsize=8)
+def _shell_template(source: str, shown: Callable[[Any], str]) -> jinja2.Template:
     engine = _engine().overlay(
         finalize=lambda value: value if isinstance(value, jinja2.Undefined) else shown(value)
     )
@@ -137,13 +148,7 @@ def render_shell(
         "quote": lambda value: value,
         "verbatim": lambda value: Verbatim(value),
     }
-    try:
-        template = engine.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        hint = "braces that are not for the engine: {{ '{{' | verbatim }}"
-        what = f"broken template: {error.message}"
-        raise ConfigError(Fault(file=file, line=error.lineno, what=what, hint=hint)) from None
-    return _rendered(template, _either_case(context), Fault(what="", file=file))
+    return engine.from_string(source)
 
 
 def _either_case(context: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from oellm_autoexp.services.launch_results import DRY_RUN_ID, ExperimentResult, 
 from oellm_autoexp.services.plan import PlanResult
 from oellm_autoexp.services.session import replay
 from oellm_autoexp.services.submit import Terms, preview
+from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.sweep.names import legalize
 
 
@@ -117,7 +118,9 @@ class ExperimentLauncher:
     def _write_configs(self, found: Iterable[Named], base: Path) -> None:
         for each in found:
             for kind in ("yaml", "json"):
-                write(base / each.job / f"config.{kind}", configs.dumped(each.config, kind))
+                text = configs.dumped(each.config, kind)
+                write(base / each.job / f"config.{kind}", text, durable=False)
+        Effects().sync(base)
 
     @property
     def session_paths(self) -> SessionPaths:

@@ -230,8 +230,8 @@ class ParameterGridSearch:
         write(Path(path), "\n".join(lines) + "\n")
 
 
-def write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file of the user's, at once or not at all.
+def write(path: Path, text: str, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Write a file of the user's, at once or not at all; where not `durable`, a power cut may take it back.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -239,7 +239,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
     effects = Effects()
     try:
         effects.mkdir(path.parent, mode=0o755)
-        effects.write(path, text.encode(), mode=mode)
+        effects.write(path, text.encode(), mode=mode, durable=durable)
     except OSError as error:
         what = f"cannot be written: {error.strerror}"
         raise ConfigurationError(Fault(what=what, file=str(path))) from None

@@ -116,3 +116,14 @@ def test_what_slurm_refuses_is_told_and_tried_again_when_it_asks_otherwise(proje
     assert mended.success and mended.job_id, mended.error
     paths = finished(project)
     assert {job.state.value for job in replay(paths).jobs.values()} == {"succeeded"}
+
+
+def test_a_batch_may_go_as_one_array(project: Path) -> None:
+    """One call of sbatch; each task runs the script of its experiment."""
+    overrides = ["scheduler.grace_seconds=3", "slurm.array=true"]
+    slurm_launcher = SLURMLauncher("slurm_template.txt", ".", overrides=overrides)
+    result = slurm_launcher.submit_experiment_batch([experiment(name) for name in "abc"], "train.py")
+    number = str(result.successful_jobs[0]).partition("_")[0]
+    assert result.successful_jobs == [f"{number}_{task}" for task in range(3)]
+    finished(project)
+    assert all((project / f"experiments/{name}/ran.txt").read_text().endswith(" 1 1\n") for name in "abc")
