@@ -42,6 +42,7 @@ from oellm_autoexp.services.launch_results import (
     failed_result,
     result_of,
 )
+from oellm_autoexp.services.lead import command
 from oellm_autoexp.services.plan import PlanResult
 from oellm_autoexp.services.sbatch_template import SBATCHTemplateEngine, TemplateContext, project_template
 from oellm_autoexp.services.settled import settled
@@ -201,7 +202,7 @@ class SLURMLauncher(ExperimentLauncher):
         if found.state.ended:
             return False
         paths = self.session_paths
-        done, _ = sessions.command(paths, "cancel", {"jobs": [found.spec.name]})
+        done, _ = command(paths, "cancel", {"jobs": [found.spec.name]})
         if sessions.replay(paths).ended is None:
             hand_over(paths, None)
         return done
