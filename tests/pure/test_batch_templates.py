@@ -151,7 +151,7 @@ def test_statements_filters_and_both_cases_work() -> None:
 @pytest.mark.parametrize(
     ("text", "value", "says"),
     [
-        ("\n{{JOB_NAM}}\n", "x", r"t\.txt: .*'JOB_NAM' is undefined\n  -> did you mean `JOB_NAME`\?"),
+        ("\n{{JOB_NAM}}\n", "x", r"t\.txt:2: .*'JOB_NAM' is undefined\n  -> did you mean `JOB_NAME`\?"),
         ("\n{{print $1}}\n", "x", r"t\.txt:2: broken template(.|\n)*verbatim"),
         ("\n{% if %}\n", "x", r"t\.txt:2: broken template"),
         ("\r\n", "x", "dos2unix"),
