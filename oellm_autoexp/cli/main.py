@@ -260,10 +260,10 @@ def _plain_errors() -> Iterator[None]:
 def main() -> None:
     """The entry point of `oellm-autoexp`."""
     with _plain_errors():
-        app(args=_spelled_out(sys.argv[1:]))
+        app(args=spelled_out(sys.argv[1:]))
 
 
-def _spelled_out(words: Sequence[str]) -> list[str]:
+def spelled_out(words: Sequence[str]) -> list[str]:
     """`--graph` alone means `--graph text`: an option of this library has a value or none."""
     out = list(words)
     for at, word in enumerate(words):

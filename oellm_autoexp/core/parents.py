@@ -77,6 +77,23 @@ def lost_parent(session: Session, job: Job, except_for: Collection[str] = ()) ->
     return None
 
 
+def culprits(session: Session, job: Job) -> list[str]:
+    """The jobs whose end is why an orphan never began: those to be retried."""
+    found: dict[str, None] = {}
+    seen, left = {job.spec.name}, [job]
+    while left:
+        for parent in left.pop().spec.parents:
+            if parent.job in seen or not _has(session, parent, *_LOST):
+                continue
+            seen.add(parent.job)
+            above = session.jobs[parent.job]
+            if above.orphaned:
+                left.append(above)
+            else:
+                found[parent.job] = None
+    return list(found)
+
+
 def _has(session: Session, parent: Parent, *states: JobState) -> bool:
     found = session.jobs.get(parent.job)
     return found is not None and found.state in states

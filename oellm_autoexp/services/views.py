@@ -8,8 +8,9 @@ from typing import Any
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.holds import holds
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import Attempt, Job, JobState, Scalar
+from oellm_autoexp.core.model import CONDITION, PARENT, Attempt, Job, JobState, Parent, Scalar
 from oellm_autoexp.core.nodes import NodeExclusion
+from oellm_autoexp.core.parents import culprits
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.core.verdict import format_duration
 from oellm_autoexp.schedulers.slurm.states import explained
@@ -64,6 +65,7 @@ def _row(job: Job, paths: SessionPaths, actions: Mapping[str, Counts], now: floa
         "scheduler_id": attempt.ref.id if attempt and attempt.ref else None,
         "successor": _successor(job),
         "parameters": dict(job.spec.parameters),
+        "parents": [parent.job for parent in job.spec.parents],
         "output_dir": job.spec.output_dir,
         "log_path": attempt.log_path if attempt else job.spec.log_of(1),
         "metrics": last_values(paths.series(job.spec.name)),
@@ -228,10 +230,23 @@ def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, lis
     cause = f"{job.mode}: {job.reason}" if job.mode else job.hold or _queued(attempt)
     can = [f"oellm-autoexp logs {state_dir} {name}"] if attempt is not None else []
     if job.state in (JobState.FAILED, JobState.CANCELLED):
-        can.append(f"oellm-autoexp retry {state_dir} {name}")
+        to_retry = " ".join(culprits(session, job)) if job.orphaned else name
+        can.append(f"oellm-autoexp retry {state_dir} {to_retry}")
     elif not job.state.ended:
         can.append(f"oellm-autoexp cancel {state_dir} {name}")
-    return {"cause": [cause or "nothing went wrong"], "what was done": done, "what you can type": can}
+    after = [_parent(session, parent) for parent in job.spec.parents]
+    return {
+        "cause": [cause or "nothing went wrong"],
+        **({"comes after": after} if after else {}),
+        "what was done": done,
+        "what you can type": can,
+    }
+
+
+def _parent(session: Session, parent: Parent) -> str:
+    found = session.jobs.get(parent.job)
+    state = found.state.value if found is not None else "not in this session"
+    return f"{parent.called}, {state}" + (", on a start condition" if parent.gate == CONDITION else "")
 
 
 #: Which jobs are worth a line where not all fit.
@@ -290,7 +305,7 @@ def told(event: ev.Event) -> str:
         case ev.EndWished():
             return f"to end as {event.mode}, by {event.by}: {event.why}"
         case ev.JobRetried():
-            return "started again by a person"
+            return "waits again, since its parent does" if event.by == PARENT else "started again by a person"
         case ev.JobUpdated():
             return "the plan has changed"
         case ev.ActionEnded() if not event.ok:

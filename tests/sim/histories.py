@@ -1,9 +1,10 @@
 """Write histories for later versions to read: `python tests/sim/histories.py tests/data/histories/VERSION`.
 
 VERSION is a journal of two leaders, the first of which dies; VERSION-chain is one of attempts that wait
-behind others; VERSION-cluster is one of a sweep on the fake cluster that meets all the rest of what a journal
-can say. Beside each stands what it adds up to. Hosts, processes, paths in them are made up. A version that
-changes the form of records, or has new kinds of them, adds a history and keeps the older ones.
+behind others; VERSION-stages is one of jobs that wait for others; VERSION-cluster is one of a sweep on the
+fake cluster that meets all the rest of what a journal can say. Beside each stands what it adds up to. Hosts,
+processes, paths in them are made up. A version that changes the form of records, or has new kinds of them,
+adds a history and keeps the older ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from world import FOREVER, Script, Stage, World
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import JobState
+from oellm_autoexp.core.model import CONDITION, JobState, Parent
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 from oellm_autoexp.store import inbox
@@ -103,6 +104,31 @@ def played() -> Stage:
         stage.run(loop, on_tick=die)
     except Died:
         inbox.drop(stage.paths, Effects(), "cancel", {"jobs": ["unwanted"]}, now=world.now)
+    stage.run(stage.lead())
+    return stage
+
+
+def staged() -> Stage:
+    """Three jobs in a row, the first of which fails and is retried; one that starts on a signal of it."""
+    scripts: dict[tuple[str, int], Script] = {
+        ("stable", 1): ((1.0, "step 10"), (2.0, "KeyError: 'lr'"), (3.0, 1)),
+        ("stable", 2): ((1.0, "step 10"), (2.0, "saved /data/stable/10"), (9.0, 0)),
+    }
+    works: Script = ((1.0, "step 10"), (2.0, 0))
+    world = World(lambda name, attempt: scripts.get((name, attempt), works))
+    rules = {**RULES, "restart_policies": {"crash": {"class_name": "NoRestartPolicy"}}}
+    early = Parent(job="stable", id="id-stable", stage="stable", gate=CONDITION)
+    start = {"class_name": "SignalCondition", "sibling": "stable", "signal": "saved"}
+    stage = Stage(
+        ROOT,
+        world,
+        rules,
+        ("stable", "decay", "eval", "early"),
+        parents={"decay": ["stable"], "eval": ["decay"], "early": [early]},
+        own_rules={"early": {**rules, "job": {"start_condition": start}}},
+    )
+    stage.run(stage.submit())
+    inbox.drop(stage.paths, Effects(), "retry", {"jobs": ["stable"]}, now=world.now)
     stage.run(stage.lead())
     return stage
 
@@ -205,6 +231,9 @@ def main(target: Path) -> None:
         stage = played()
         told = {event.kind for event in stage.events}
         write(target, stage.paths, stage.replayed())
+        shutil.rmtree(ROOT)
+        arms = staged()
+        write(target.with_name(f"{target.name}-stages"), arms.paths, arms.replayed())
         shutil.rmtree(ROOT)
         chain = chained()
         write(target.with_name(f"{target.name}-chain"), chain.paths, chain.audit.session)

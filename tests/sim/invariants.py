@@ -1,4 +1,4 @@
-"""The nine invariants of a session, checked while it is played: what it wrote, against what really ran.
+"""The invariants of a session, checked while it is played: what it wrote, against what really ran.
 
 An `Audit` outlives the loops. It reads the journal as any other process does, is told of every call of the
 scheduler and of every answer, and sees the cluster itself, also the jobs that the controller has lost.
@@ -14,7 +14,15 @@ from typing import Any
 
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import Attempt, Phase, SchedulerFact, SchedulerRef, SchedulerState
+from oellm_autoexp.core.model import (
+    PARENT,
+    Attempt,
+    JobState,
+    Phase,
+    SchedulerFact,
+    SchedulerRef,
+    SchedulerState,
+)
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.reactions.policies import in_force
 from oellm_autoexp.schedulers.fake.cluster import FakeCluster
@@ -121,10 +129,25 @@ class Audit:
         self._an_action_ends_once(event)
         self._what_is_dropped_never_ran(event)
         self._a_verdict_stays(event)
+        self._parents_come_first(event)
         if isinstance(event, ev.AttemptEnded):
             self._note_occurrences(event)
 
     # ---- the invariants
+
+    def _parents_come_first(self, event: ev.Event) -> None:
+        """10: a job begins when what it waits for has succeeded, and ends with it only before that."""
+        jobs = self.session.jobs
+        if isinstance(event, ev.SubmitRequested):
+            for name, _ in event.jobs:
+                waits = [] if jobs[name].begun else jobs[name].spec.parents
+                for parent in waits:
+                    assert jobs[parent.job].state is JobState.SUCCEEDED, f"10: {name} before {parent.job}"
+        elif isinstance(event, ev.EndWished) and event.by == PARENT:
+            job = jobs[event.job]
+            lost = (JobState.FAILED, JobState.CANCELLED)
+            assert not job.begun, f"10: {event.job} is its own"
+            assert any(jobs[parent.job].state in lost for parent in job.spec.parents), f"10: {event.job}"
 
     def _an_intent_has_one_outcome(self, event: ev.Event) -> None:
         """2: each submit intent ends as exactly one of submitted(id) or proven-not-submitted."""

@@ -21,7 +21,7 @@ from world import Script, SimConfig, SimScheduler, World
 from oellm_autoexp.config.sockets import Capabilities, SchedulerInterface, Submission
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.core.model import JobSpec, Resources, SchedulerFact, SchedulerRef
+from oellm_autoexp.core.model import JobSpec, Parent, Resources, SchedulerFact, SchedulerRef
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.session import Session
@@ -59,6 +59,8 @@ class Setup:
     stride: float = 60.0
     #: As `submit --fake`: actions and conditions are only played, and not every job is looked at.
     rehearsal: bool = False
+    #: Whom jobs wait for.
+    parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Watched(SchedulerInterface):
@@ -179,6 +181,10 @@ class Played:
                 log_path=str(self.root / "logs" / f"{name}.{{attempt}}.log"),
                 resources=Resources(time_limit_s=self.setup.time_limit),
                 rules="r",
+                parents=tuple(
+                    Parent(job=parent, id=f"id-{parent}", stage=parent)
+                    for parent in self.setup.parents.get(name, ())
+                ),
             )
             for index, name in enumerate(self.setup.jobs)
         ]

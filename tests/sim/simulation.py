@@ -111,7 +111,20 @@ def setup_of(rng: Random) -> Setup:
         # Chains, which are what these are for.
         setup.time_limit = rng.choice([5 * 60, 20 * 60])
         rules.get("restart_policies", {}).pop("timeout", None)
+    setup.parents = _parents(Random(setup.scenario["seed"]), names)
     return setup
+
+
+def _parents(rng: Random, names: list[str]) -> dict[str, list[str]]:
+    """Of some sweeps some jobs wait for others, in an order that is not that of the plan."""
+    if rng.random() < 0.7:
+        return {}
+    order = rng.sample(names, len(names))
+    return {
+        name: rng.sample(order[:at], min(at, rng.choice([1, 1, 2])))
+        for at, name in enumerate(order)
+        if at and rng.random() < 0.6
+    }
 
 
 def _play(rng: Random, name: str) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Cli
+from commands import ROOT, Cli
 from deaths import Dying, Killed
 from world import FOREVER, Script, SimConfig, Stage, World
 
@@ -19,6 +20,7 @@ from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.model import CONDITION, JobState, Parent
 from oellm_autoexp.core.reconcile import reconcile
 from oellm_autoexp.core.session import Session
+from oellm_autoexp.services.views import conclusion, rows
 from oellm_autoexp.store import inbox
 from oellm_autoexp.store.effects import Effects
 
@@ -481,3 +483,34 @@ def test_a_staged_sweep_can_be_rehearsed(tmp_path: Path) -> None:
     assert cli("submit", "arms.yaml", "--fake").returncode == 0
     found = json.loads(cli("status", "outputs/.oellm-autoexp-fake", "--json").stdout)["jobs"]
     assert {job["state"] for job in found} == {"succeeded"}
+
+
+def test_the_page_about_stages_does_what_it_says(tmp_path: Path) -> None:
+    """Its config runs with its script, its graph is what `plan` draws, and each state is that of its arm."""
+    page = (ROOT / "docs" / "howto" / "stages.md").read_text()
+    config, script, graph = re.findall(r"```(?:yaml|sh|)\n(.*?)```", page, re.DOTALL)[:3]
+    (tmp_path / "stages.yaml").write_text(config)
+    (tmp_path / "train.sh").write_text(script)
+    cli = Cli(tmp_path)
+    assert cli("plan", "stages.yaml", "--local", "--graph").stdout == graph
+    done = cli("submit", "stages.yaml", "--local")
+    assert done.returncode == 0, done.stdout
+    state = tmp_path / "outputs" / "cooldown_lr0.0003_eval_share0.2" / "checkpoints" / "state"
+    assert state.read_text().splitlines() == [f"lr 0.0003, {steps} steps" for steps in (1000, 200, 0)]
+    again = cli("submit", "stages.yaml", "--local")
+    assert again.returncode == 0 and "10 already done" in again.stdout
+    (tmp_path / "stages.yaml").write_text(config.replace("steps: 1000", "steps: 2000"))
+    refused = cli("submit", "stages.yaml", "--local")
+    assert refused.returncode == 2
+    assert "cooldown_lr0.001_stable (stage stable), which it waits for, has changed" in refused.stderr
+
+
+def test_show_says_whom_a_job_comes_after_and_whom_to_retry(tmp_path: Path) -> None:
+    """Also where what failed is two stages before it."""
+    made = stage(tmp_path, {"stable": [FAILS]})
+    session = run(made)
+    told = conclusion(session, made.paths, session.jobs["eval"])
+    assert told["comes after"] == ["decay (stage decay), cancelled"]
+    assert told["what you can type"] == [f"oellm-autoexp retry {made.paths.state_dir} stable"]
+    (row,) = rows(session, made.paths, [session.jobs["eval"]], 0.0)
+    assert row["parents"] == ["decay"]
