@@ -158,9 +158,9 @@ def _refusal(paths: SessionPaths, session: Session) -> str:
         return "it has no journal of a session"
     if state_dir.is_symlink() or Path(session.opened.session).resolve() != state_dir.resolve():
         return f"its journal belongs to {session.opened.session}: it was moved or copied; remove it by hand"
-    foreign = sorted(name for name in os.listdir(state_dir) if name not in _OURS and not _is_temporary(name))  # noqa: PTH208
+    foreign = _foreign(state_dir)
     if foreign:
-        return f"something lies in it that is not ours: {foreign[0]}"
+        return foreign
     for job in session.jobs.values():
         for place in (job.spec.output_dir, job.spec.checkpoint_dir):
             if Path(place).resolve().is_relative_to(state_dir.resolve()):
@@ -179,6 +179,11 @@ def _refusal(paths: SessionPaths, session: Session) -> str:
     if session.submissions or session.open_actions:
         return f"{len(session.open_actions) or len(session.submissions)} of its actions have no outcome"
     return _written(paths)
+
+
+def _foreign(state_dir: Path) -> str:
+    names = sorted(name for name in os.listdir(state_dir) if name not in _OURS and not _is_temporary(name))  # noqa: PTH208
+    return f"something lies in it that is not ours: {names[0]}" if names else ""
 
 
 def _written(paths: SessionPaths) -> str:
@@ -352,6 +357,21 @@ def _remove_led(candidate: Candidate, logs: bool, effects: Effects, clock: Clock
             # Its goodbye has no place any more where the directory has gone.
             if not moved:
                 raise
+
+
+def remove_unsubmitted(paths: SessionPaths, effects: Effects) -> None:
+    """Remove the state of a collection of which nothing was submitted, while its lock is held.
+
+    Raises:
+        StateError: something lies in it that is not ours.
+        OSError: it cannot be removed; the same call goes on, and so does `remove`.
+    """
+    foreign = _foreign(paths.state_dir)
+    if foreign:
+        raise StateError(foreign, where=str(paths.state_dir), hint="move it, then do the same again")
+    effects.remove_tree(_tombstone(paths))
+    effects.rename(paths.state_dir, _tombstone(paths))
+    effects.remove_tree(_tombstone(paths))
 
 
 def _tombstone(paths: SessionPaths) -> Path:

@@ -98,10 +98,8 @@ def carry_out(place: Place, plan: Plan, effects: Effects | None = None) -> None:
             if len(collections.read(place)):
                 what, hint = "jobs were added in the meantime", "the same again removes them too"
                 raise StateError(what, where=str(place.paths.collection), hint=hint)
-            effects.unlink(place.paths.collection)
-            effects.unlink(place.paths.collection_lock)
-        for folder in (place.paths.state_dir, place.base_output_dir):
-            effects.remove_empty(folder)
+            cleanup.remove_unsubmitted(place.paths, effects)
+        effects.remove_empty(place.base_output_dir)
     except OSError as error:
         raise StateError(f"cannot be removed: {error.strerror}", where=str(error.filename)) from error
     Registry().forget(Effects(), place.paths.state_dir)
