@@ -38,27 +38,31 @@ if TYPE_CHECKING:
     from oellm_autoexp.reactions.policies import NoRestartPolicy as NoRestartPolicy
     from oellm_autoexp.services.calls import render_scripts as render_scripts
     from oellm_autoexp.services.calls import submit_jobs as submit_jobs
-    from oellm_autoexp.services.collections import CollectionManager as CollectionManager
-    from oellm_autoexp.services.experiment_launcher import ExecutionMode as ExecutionMode
-    from oellm_autoexp.services.experiment_launcher import ExperimentLauncher as ExperimentLauncher
-    from oellm_autoexp.services.experiments import ConfigurationManager as ConfigurationManager
-    from oellm_autoexp.services.framework import GridSearchExecutor as GridSearchExecutor
-    from oellm_autoexp.services.framework import ModelTrainingFramework as ModelTrainingFramework
-    from oellm_autoexp.services.generate import JobGenerator as JobGenerator
-    from oellm_autoexp.services.generate import generate_jobs_from_spec as generate_jobs_from_spec
-    from oellm_autoexp.services.grid_search import ExperimentNaming as ExperimentNaming
-    from oellm_autoexp.services.grid_search import ParameterGridSearch as ParameterGridSearch
-    from oellm_autoexp.services.launch_results import BatchSubmissionResult as BatchSubmissionResult
-    from oellm_autoexp.services.launch_results import ExperimentResult as ExperimentResult
-    from oellm_autoexp.services.launch_results import GridSearchResult as GridSearchResult
-    from oellm_autoexp.services.launch_results import SLURMJobResult as SLURMJobResult
-    from oellm_autoexp.services.sbatch_template import SBATCHTemplateEngine as SBATCHTemplateEngine
-    from oellm_autoexp.services.sbatch_template import TemplateContext as TemplateContext
-    from oellm_autoexp.services.slurm_launcher import SLURMLauncher as SLURMLauncher
-    from oellm_autoexp.services.validation import ClusterProfile as ClusterProfile
-    from oellm_autoexp.services.validation import ConfigValidator as ConfigValidator
-    from oellm_autoexp.services.validation import ResourceCheck as ResourceCheck
-    from oellm_autoexp.services.validation import ValidationResult as ValidationResult
+    from oellm_autoexp.services.collections.generate import JobGenerator as JobGenerator
+    from oellm_autoexp.services.collections.generate import generate_jobs_from_spec as generate_jobs_from_spec
+    from oellm_autoexp.services.collections.places import CollectionManager as CollectionManager
+    from oellm_autoexp.services.experiments.files import ConfigurationManager as ConfigurationManager
+    from oellm_autoexp.services.experiments.framework import GridSearchExecutor as GridSearchExecutor
+    from oellm_autoexp.services.experiments.framework import ModelTrainingFramework as ModelTrainingFramework
+    from oellm_autoexp.services.experiments.grid_search import ExperimentNaming as ExperimentNaming
+    from oellm_autoexp.services.experiments.grid_search import ParameterGridSearch as ParameterGridSearch
+    from oellm_autoexp.services.experiments.launch_results import (
+        BatchSubmissionResult as BatchSubmissionResult,
+    )
+    from oellm_autoexp.services.experiments.launch_results import ExperimentResult as ExperimentResult
+    from oellm_autoexp.services.experiments.launch_results import GridSearchResult as GridSearchResult
+    from oellm_autoexp.services.experiments.launch_results import SLURMJobResult as SLURMJobResult
+    from oellm_autoexp.services.experiments.launcher import ExecutionMode as ExecutionMode
+    from oellm_autoexp.services.experiments.launcher import ExperimentLauncher as ExperimentLauncher
+    from oellm_autoexp.services.experiments.sbatch_template import (
+        SBATCHTemplateEngine as SBATCHTemplateEngine,
+    )
+    from oellm_autoexp.services.experiments.sbatch_template import TemplateContext as TemplateContext
+    from oellm_autoexp.services.experiments.slurm_launcher import SLURMLauncher as SLURMLauncher
+    from oellm_autoexp.services.experiments.validation import ClusterProfile as ClusterProfile
+    from oellm_autoexp.services.experiments.validation import ConfigValidator as ConfigValidator
+    from oellm_autoexp.services.experiments.validation import ResourceCheck as ResourceCheck
+    from oellm_autoexp.services.experiments.validation import ValidationResult as ValidationResult
     from oellm_autoexp.store.git import GitOperationLock as GitOperationLock
     from oellm_autoexp.sweep.experiment_names import NamingStrategy as NamingStrategy
     from oellm_autoexp.sweep.parameters import ParameterGrid as ParameterGrid
@@ -69,54 +73,54 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdjustTimeLimitPolicy": "oellm_autoexp.reactions.policies",
     "AlwaysRestartPolicy": "oellm_autoexp.reactions.policies",
-    "BatchSubmissionResult": "oellm_autoexp.services.launch_results",
+    "BatchSubmissionResult": "oellm_autoexp.services.experiments.launch_results",
     "CheckpointConfig": "oellm_autoexp.core.experiment",
-    "ClusterProfile": "oellm_autoexp.services.validation",
-    "CollectionManager": "oellm_autoexp.services.collections",
-    "ConfigValidator": "oellm_autoexp.services.validation",
+    "ClusterProfile": "oellm_autoexp.services.experiments.validation",
+    "CollectionManager": "oellm_autoexp.services.collections.places",
+    "ConfigValidator": "oellm_autoexp.services.experiments.validation",
     "ConfigurationError": "oellm_autoexp.errors",
-    "ConfigurationManager": "oellm_autoexp.services.experiments",
+    "ConfigurationManager": "oellm_autoexp.services.experiments.files",
     "DataConfig": "oellm_autoexp.core.experiment",
     "EpochLengthPolicy": "oellm_autoexp.core.experiment",
-    "ExecutionMode": "oellm_autoexp.services.experiment_launcher",
+    "ExecutionMode": "oellm_autoexp.services.experiments.launcher",
     "ExperimentConfig": "oellm_autoexp.core.experiment",
-    "ExperimentLauncher": "oellm_autoexp.services.experiment_launcher",
-    "ExperimentNaming": "oellm_autoexp.services.grid_search",
-    "ExperimentResult": "oellm_autoexp.services.launch_results",
+    "ExperimentLauncher": "oellm_autoexp.services.experiments.launcher",
+    "ExperimentNaming": "oellm_autoexp.services.experiments.grid_search",
+    "ExperimentResult": "oellm_autoexp.services.experiments.launch_results",
     "FaultToleranceConfig": "oellm_autoexp.core.experiment",
     "GitOperationError": "oellm_autoexp.errors",
     "GitOperationLock": "oellm_autoexp.store.git",
-    "GridSearchExecutor": "oellm_autoexp.services.framework",
-    "GridSearchResult": "oellm_autoexp.services.launch_results",
+    "GridSearchExecutor": "oellm_autoexp.services.experiments.framework",
+    "GridSearchResult": "oellm_autoexp.services.experiments.launch_results",
     "HooksConfig": "oellm_autoexp.core.experiment",
-    "JobGenerator": "oellm_autoexp.services.generate",
+    "JobGenerator": "oellm_autoexp.services.collections.generate",
     "JobSubmissionError": "oellm_autoexp.errors",
     "LoggingConfig": "oellm_autoexp.core.experiment",
     "ModelConfig": "oellm_autoexp.core.experiment",
-    "ModelTrainingFramework": "oellm_autoexp.services.framework",
+    "ModelTrainingFramework": "oellm_autoexp.services.experiments.framework",
     "MultiDataLoaderConfig": "oellm_autoexp.core.experiment",
     "NamingStrategy": "oellm_autoexp.sweep.experiment_names",
     "NoRestartPolicy": "oellm_autoexp.reactions.policies",
     "OptimizerConfig": "oellm_autoexp.core.experiment",
     "ParameterGrid": "oellm_autoexp.sweep.parameters",
-    "ParameterGridSearch": "oellm_autoexp.services.grid_search",
+    "ParameterGridSearch": "oellm_autoexp.services.experiments.grid_search",
     "PerformanceConfig": "oellm_autoexp.core.experiment",
     "PreemptionConfig": "oellm_autoexp.core.experiment",
-    "ResourceCheck": "oellm_autoexp.services.validation",
-    "SBATCHTemplateEngine": "oellm_autoexp.services.sbatch_template",
+    "ResourceCheck": "oellm_autoexp.services.experiments.validation",
+    "SBATCHTemplateEngine": "oellm_autoexp.services.experiments.sbatch_template",
     "SLURMConfig": "oellm_autoexp.core.experiment",
     "SLURMError": "oellm_autoexp.errors",
-    "SLURMJobResult": "oellm_autoexp.services.launch_results",
-    "SLURMLauncher": "oellm_autoexp.services.slurm_launcher",
+    "SLURMJobResult": "oellm_autoexp.services.experiments.launch_results",
+    "SLURMLauncher": "oellm_autoexp.services.experiments.slurm_launcher",
     "SamplingStrategy": "oellm_autoexp.core.experiment",
     "SchedulerConfig": "oellm_autoexp.core.experiment",
     "SlurmLogMonitor": "oellm_autoexp.config.monitors",
-    "TemplateContext": "oellm_autoexp.services.sbatch_template",
+    "TemplateContext": "oellm_autoexp.services.experiments.sbatch_template",
     "TrainingConfig": "oellm_autoexp.core.experiment",
     "ValidationConfig": "oellm_autoexp.core.experiment",
     "ValidationError": "oellm_autoexp.errors",
-    "ValidationResult": "oellm_autoexp.services.validation",
-    "generate_jobs_from_spec": "oellm_autoexp.services.generate",
+    "ValidationResult": "oellm_autoexp.services.experiments.validation",
+    "generate_jobs_from_spec": "oellm_autoexp.services.collections.generate",
     "render_scripts": "oellm_autoexp.services.calls",
     "submit_jobs": "oellm_autoexp.services.calls",
 }

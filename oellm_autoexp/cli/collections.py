@@ -30,7 +30,7 @@ Name = Annotated[
 
 def list_(as_json: AsJson = False) -> None:
     """List the collections of this user, with how their jobs stand."""
-    from oellm_autoexp.services import collections as service
+    from oellm_autoexp.services.collections import places as service
 
     rows = [_summary(place) for place in service.every()]
     if as_json:
@@ -46,8 +46,8 @@ def list_(as_json: AsJson = False) -> None:
 
 
 def _summary(place: Any) -> dict[str, Any]:
-    from oellm_autoexp.services import collections as service
     from oellm_autoexp.services import views
+    from oellm_autoexp.services.collections import places as service
     from oellm_autoexp.services.session import replay
 
     try:
@@ -70,7 +70,7 @@ def _summary(place: Any) -> dict[str, Any]:
 def show(collection: Name, as_json: AsJson = False) -> None:
     """Show every script of a collection, what it was made from, and how its job stands."""
     from oellm_autoexp.cli.render import flat
-    from oellm_autoexp.services import collections as service
+    from oellm_autoexp.services.collections import places as service
     from oellm_autoexp.services.session import replay
 
     place = service.existing(collection, Path.cwd())
@@ -118,8 +118,8 @@ def delete(
 
     Scripts that were edited by hand, or not generated, are never removed.
     """
-    from oellm_autoexp.services import collections as service
-    from oellm_autoexp.services import delete as deleting
+    from oellm_autoexp.services.collections import delete as deleting
+    from oellm_autoexp.services.collections import places as service
 
     place = service.existing(collection, Path.cwd())
     plan = deleting.planned(place, jobs or [], scripts=scripts)
@@ -148,9 +148,9 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Take batch scripts that are there into a collection, and watch the jobs that run them already."""
-    from oellm_autoexp.services import collections as service
-    from oellm_autoexp.services import imported
-    from oellm_autoexp.services.batch_plan import Terms
+    from oellm_autoexp.services.collections import imported
+    from oellm_autoexp.services.collections import places as service
+    from oellm_autoexp.services.collections.plan import Terms
     from oellm_autoexp.store.effects import Effects
 
     cwd = Path.cwd()

@@ -31,8 +31,8 @@ def find_jobs(paths: Any, state: Any, words: Sequence[str] | None) -> Any:
     Raises:
         UsageError: a word that means no job; says so where it means one that was only generated.
     """
-    from oellm_autoexp.services import collections
     from oellm_autoexp.services import session as service
+    from oellm_autoexp.services.collections import places as collections
 
     try:
         return service.chosen(state, words or [])

@@ -58,8 +58,8 @@ def generate(
     A second run changes nothing; an edited spec adds what is new. Nothing is submitted: what was generated is
     a collection, which submit, status, retry and the others know by its name.
     """
-    from oellm_autoexp.services import collections
-    from oellm_autoexp.services import generate as service
+    from oellm_autoexp.services.collections import generate as service
+    from oellm_autoexp.services.collections import places as collections
     from oellm_autoexp.store.effects import Effects
 
     generator = _generator(spec, template, params, slurm_args_file)
@@ -104,7 +104,7 @@ def _generator(
 ) -> Any:
     from oellm_autoexp.planning import jobspec
     from oellm_autoexp.planning.functions import function_of
-    from oellm_autoexp.services.generate import JobGenerator
+    from oellm_autoexp.services.collections.generate import JobGenerator
 
     if spec is not None:
         beside = {"--template": template, "--params": params, "--slurm-args-file": slurm_args_file}

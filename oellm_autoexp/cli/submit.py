@@ -189,7 +189,7 @@ def submit(
     if collection is not None:
         if config_ref is not None:
             raise UsageError("a collection is submitted without a config", where=config_ref)
-        from oellm_autoexp.services.batch_plan import Terms
+        from oellm_autoexp.services.collections.plan import Terms
 
         terms = Terms(
             overrides=override or [],
@@ -223,7 +223,8 @@ def submit(
 def _collected(reference: str, only: str | None, terms: Any, as_json: bool) -> tuple[Any, list[str]] | None:
     """The plan of what `only` chooses, and what of it starts anew; None: that is nothing, as was said."""
     from oellm_autoexp.core import selection
-    from oellm_autoexp.services import batch_plan, collections
+    from oellm_autoexp.services.collections import places as collections
+    from oellm_autoexp.services.collections import plan as batch_plan
     from oellm_autoexp.services.session import history, replay
 
     place = collections.existing(reference, Path.cwd())

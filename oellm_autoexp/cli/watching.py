@@ -134,7 +134,7 @@ def finish(paths: Any, as_json: bool) -> None:
 def print_status(past: Any, paths: Any, jobs: Sequence[Any], as_json: bool) -> None:
     """The table of jobs and where their time went, or the JSON document that other programs read."""
     from oellm_autoexp.services import goodput, views
-    from oellm_autoexp.services.collections import unsubmitted
+    from oellm_autoexp.services.collections.places import unsubmitted
 
     session = past.session
     now = views.moment(session, time.time())

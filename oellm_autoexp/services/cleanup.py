@@ -20,7 +20,7 @@ from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.session import Session
 from oellm_autoexp.errors import AutoexpError, NotLeader, StateError, UsageError
 from oellm_autoexp.monitor.loop import Clock, RealClock
-from oellm_autoexp.services import collections
+from oellm_autoexp.services.collections import places as collections
 from oellm_autoexp.services.session import locate
 from oellm_autoexp.store import journal
 from oellm_autoexp.store import source as sources

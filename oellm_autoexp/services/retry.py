@@ -17,9 +17,12 @@ from oellm_autoexp.planning import jobspec
 from oellm_autoexp.planning.functions import UserFunction
 from oellm_autoexp.planning.provenance import REDACTED
 from oellm_autoexp.planning.values import plain
-from oellm_autoexp.services import batch_plan, calls, collections, generate, one_line, submit
+from oellm_autoexp.services import calls, one_line, submit
 from oellm_autoexp.services import plan as planning
-from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services.collections import generate
+from oellm_autoexp.services.collections import places as collections
+from oellm_autoexp.services.collections import plan as batch_plan
+from oellm_autoexp.services.collections.places import Place
 from oellm_autoexp.services.lead import command
 from oellm_autoexp.services.plan import SCHEDULERS, PlanResult
 from oellm_autoexp.store.effects import Effects

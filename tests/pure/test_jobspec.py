@@ -19,7 +19,7 @@ from oellm_autoexp.core.collection import Collection, Origin, ScriptJob, decoded
 from oellm_autoexp.core.model import Job, JobSpec, JobState
 from oellm_autoexp.errors import ConfigError, UsageError
 from oellm_autoexp.planning import jobspec
-from oellm_autoexp.services.generate import JobGenerator
+from oellm_autoexp.services.collections.generate import JobGenerator
 
 TEMPLATE = """\
 #!/bin/bash

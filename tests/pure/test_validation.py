@@ -13,7 +13,7 @@ from oellm_autoexp import (
     ValidationResult,
 )
 from oellm_autoexp.config.experiments import experiment
-from oellm_autoexp.services.validation import sbatch_of
+from oellm_autoexp.services.experiments.validation import sbatch_of
 
 
 def config(**more: Any) -> Any:

@@ -18,7 +18,8 @@ from commands import Cli, until
 from deaths import Fatal
 
 from oellm_autoexp.core.layout import SessionPaths
-from oellm_autoexp.services import collections, delete
+from oellm_autoexp.services.collections import delete
+from oellm_autoexp.services.collections import places as collections
 from oellm_autoexp.services.session import replay
 
 #: Says what it runs with; fails as long as a file with its lr is there.
@@ -595,7 +596,8 @@ def test_what_cannot_be_imported_is_refused_and_not_kept(words: list[str], said:
 CROWD = """
 import os, sys
 from oellm_autoexp.cli import main
-from oellm_autoexp.services import batch_plan, daemon, submit
+from oellm_autoexp.services import daemon, submit
+from oellm_autoexp.services.collections import plan as batch_plan
 number, words = int(sys.argv[1]), sys.argv[2:]
 sys.argv = ["oellm-autoexp", *words, "--dry-run", "--json"]
 try:

@@ -28,7 +28,7 @@ from oellm_autoexp import (
 )
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.errors import ConfigError, UsageError
-from oellm_autoexp.services.experiment_launcher import ExperimentLauncher
+from oellm_autoexp.services.experiments.launcher import ExperimentLauncher
 from oellm_autoexp.services.session import replay
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "grid-search.md"

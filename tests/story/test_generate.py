@@ -17,8 +17,9 @@ from rights import ordinary
 
 from oellm_autoexp import CollectionManager, JobGenerator, generate_jobs_from_spec
 from oellm_autoexp.errors import UsageError
-from oellm_autoexp.services import collections, generate
-from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services.collections import generate
+from oellm_autoexp.services.collections import places as collections
+from oellm_autoexp.services.collections.places import Place
 from oellm_autoexp.store.effects import Effects
 
 TEMPLATE = """\

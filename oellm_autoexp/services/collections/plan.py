@@ -15,8 +15,9 @@ from oellm_autoexp.errors import AutoexpError, UsageError
 from oellm_autoexp.planning.identity import job_id
 from oellm_autoexp.planning.plan import PlannedJob
 from oellm_autoexp.planning.sweep_json import text_of
-from oellm_autoexp.services import batch_script, calls, collections, one_line
-from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services import batch_script, calls, one_line
+from oellm_autoexp.services.collections import places as collections
+from oellm_autoexp.services.collections.places import Place
 from oellm_autoexp.services.one_line import Line
 from oellm_autoexp.services.plan import PlanResult
 

@@ -10,7 +10,7 @@ from typing import Any
 from oellm_autoexp.core.experiment import ExperimentConfig, SLURMConfig
 from oellm_autoexp.errors import ConfigurationError, Fault
 from oellm_autoexp.rendering import batch_template
-from oellm_autoexp.services.grid_search import write
+from oellm_autoexp.services.experiments.grid_search import write
 
 #: Where a project keeps its template, the first that is there; else the one that comes with this package.
 TEMPLATES = (

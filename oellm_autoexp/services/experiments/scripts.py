@@ -13,8 +13,8 @@ from oellm_autoexp.core.experiment import ExperimentConfig
 from oellm_autoexp.errors import UsageError
 from oellm_autoexp.rendering import batch_template
 from oellm_autoexp.services.batch_script import wrapped_text
-from oellm_autoexp.services.experiment_plan import Named
-from oellm_autoexp.services.sbatch_template import SBATCHTemplateEngine, TemplateContext
+from oellm_autoexp.services.experiments.plan import Named
+from oellm_autoexp.services.experiments.sbatch_template import SBATCHTemplateEngine, TemplateContext
 from oellm_autoexp.store.git import Git
 from oellm_autoexp.sweep.names import legalize
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from oellm_autoexp.core.collection import Collection, ScriptJob
 from oellm_autoexp.errors import StateError, UsageError, did_you_mean
-from oellm_autoexp.services import cleanup, collections, generate
-from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services import cleanup
+from oellm_autoexp.services.collections import generate
+from oellm_autoexp.services.collections import places as collections
+from oellm_autoexp.services.collections.places import Place
 from oellm_autoexp.services.session import replay
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.store.lock import FileLock

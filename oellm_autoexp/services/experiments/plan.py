@@ -15,7 +15,7 @@ from oellm_autoexp.core.experiment import ExperimentConfig, plain
 from oellm_autoexp.core.layout import RESERVED_JOB_NAMES
 from oellm_autoexp.errors import Fault, ValidationError
 from oellm_autoexp.services.batch_script import Wrapped
-from oellm_autoexp.services.validation import sbatch_of
+from oellm_autoexp.services.experiments.validation import sbatch_of
 from oellm_autoexp.sweep.names import legalize, short_names
 
 #: Words of our own among the variables of a sweep.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.core.model import Job, JobState
-from oellm_autoexp.services.grid_search import write
+from oellm_autoexp.services.experiments.grid_search import write
 
 #: What stands for the id of a job that was only planned.
 DRY_RUN_ID = "DRY_RUN"

@@ -32,20 +32,24 @@ from oellm_autoexp.services import calls
 from oellm_autoexp.services import plan as planning
 from oellm_autoexp.services import session as sessions
 from oellm_autoexp.services.daemon import hand_over
-from oellm_autoexp.services.experiment_launcher import ExperimentLauncher
-from oellm_autoexp.services.experiment_plan import Named, config_of, named_one, same_name
-from oellm_autoexp.services.experiment_scripts import ExperimentScripts
-from oellm_autoexp.services.launch_results import (
+from oellm_autoexp.services.experiments.launch_results import (
     DRY_RUN_ID,
     BatchSubmissionResult,
     SLURMJobResult,
     failed_result,
     result_of,
 )
+from oellm_autoexp.services.experiments.launcher import ExperimentLauncher
+from oellm_autoexp.services.experiments.plan import Named, config_of, named_one, same_name
+from oellm_autoexp.services.experiments.sbatch_template import (
+    SBATCHTemplateEngine,
+    TemplateContext,
+    project_template,
+)
+from oellm_autoexp.services.experiments.scripts import ExperimentScripts
+from oellm_autoexp.services.experiments.settled import settled
 from oellm_autoexp.services.lead import command
 from oellm_autoexp.services.plan import PlanResult
-from oellm_autoexp.services.sbatch_template import SBATCHTemplateEngine, TemplateContext, project_template
-from oellm_autoexp.services.settled import settled
 from oellm_autoexp.services.source import exposed
 from oellm_autoexp.sweep.names import legalize
 

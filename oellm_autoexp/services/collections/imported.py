@@ -14,8 +14,11 @@ from oellm_autoexp.core.collection import Collection, Origin, ScriptJob
 from oellm_autoexp.core.layout import RESERVED_JOB_NAMES
 from oellm_autoexp.errors import ConfigError, Fault, UsageError, did_you_mean
 from oellm_autoexp.schedulers.slurm import text as slurm_text
-from oellm_autoexp.services import adopt, batch_plan, batch_script, collections, generate
-from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services import adopt, batch_script
+from oellm_autoexp.services.collections import generate
+from oellm_autoexp.services.collections import places as collections
+from oellm_autoexp.services.collections import plan as batch_plan
+from oellm_autoexp.services.collections.places import Place
 from oellm_autoexp.store.effects import Effects
 from oellm_autoexp.sweep.grid import fixed
 from oellm_autoexp.sweep.names import legalize

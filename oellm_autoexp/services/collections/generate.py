@@ -14,8 +14,8 @@ from oellm_autoexp.errors import StateError, UsageError
 from oellm_autoexp.planning import jobspec
 from oellm_autoexp.planning.functions import function_of
 from oellm_autoexp.planning.jobspec import JobSpecFile
-from oellm_autoexp.services import collections
-from oellm_autoexp.services.collections import Place
+from oellm_autoexp.services.collections import places as collections
+from oellm_autoexp.services.collections.places import Place
 from oellm_autoexp.store.effects import Effects
 
 SUFFIX = ".job"

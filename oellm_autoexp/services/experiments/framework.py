@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.core.experiment import ExperimentConfig
-from oellm_autoexp.services.experiment_launcher import ExecutionMode, ExperimentLauncher
-from oellm_autoexp.services.experiments import ConfigurationManager
-from oellm_autoexp.services.grid_search import NamingStrategy, ParameterGrid, ParameterGridSearch
-from oellm_autoexp.services.launch_results import (
+from oellm_autoexp.services.experiments.files import ConfigurationManager
+from oellm_autoexp.services.experiments.grid_search import NamingStrategy, ParameterGrid, ParameterGridSearch
+from oellm_autoexp.services.experiments.launch_results import (
     ExperimentResult,
     GridSearchResult,
 )
-from oellm_autoexp.services.slurm_launcher import SLURMLauncher
+from oellm_autoexp.services.experiments.launcher import ExecutionMode, ExperimentLauncher
+from oellm_autoexp.services.experiments.slurm_launcher import SLURMLauncher
 
 
 class GridSearchExecutor:

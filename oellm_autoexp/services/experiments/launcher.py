@@ -16,9 +16,14 @@ from oellm_autoexp.core.layout import STATE_DIR_NAME, SessionPaths
 from oellm_autoexp.core.model import Job
 from oellm_autoexp.errors import Fault, UsageError, ValidationError
 from oellm_autoexp.services import calls
-from oellm_autoexp.services.experiment_plan import Named, config_of, named
-from oellm_autoexp.services.grid_search import write
-from oellm_autoexp.services.launch_results import DRY_RUN_ID, ExperimentResult, GridSearchResult, standing
+from oellm_autoexp.services.experiments.grid_search import write
+from oellm_autoexp.services.experiments.launch_results import (
+    DRY_RUN_ID,
+    ExperimentResult,
+    GridSearchResult,
+    standing,
+)
+from oellm_autoexp.services.experiments.plan import Named, config_of, named
 from oellm_autoexp.services.plan import PlanResult
 from oellm_autoexp.services.session import replay
 from oellm_autoexp.services.submit import Terms, preview

@@ -9,7 +9,7 @@ from typing import Any
 from oellm_autoexp.config import experiments
 from oellm_autoexp.core.experiment import ExperimentConfig
 from oellm_autoexp.errors import ConfigError, ConfigurationError, Fault, ValidationError, did_you_mean
-from oellm_autoexp.services.grid_search import write
+from oellm_autoexp.services.experiments.grid_search import write
 
 
 class ConfigurationManager:

@@ -1,0 +1,1 @@
+"""Collections: batch scripts under one name, generated, submitted, imported and deleted."""

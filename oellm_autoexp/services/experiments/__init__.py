@@ -1,0 +1,1 @@
+"""Trainings that are described in Python: found, validated, swept, launched."""
