@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from commands import shown_files
 
 from oellm_autoexp.cli.main import app, spelled_out
 from oellm_autoexp.config import scenario as scenarios
 from oellm_autoexp.config import yaml_loader
+from oellm_autoexp.planning import jobspec
 from oellm_autoexp.schedulers.fake.scenario import Scenario
 from oellm_autoexp.services import plan as service
 from oellm_autoexp.sweep.grid import Grid
@@ -49,6 +51,12 @@ def test_every_config_plans(page: Path, text: str, tmp_path: Path) -> None:
     (tmp_path / "block.yaml").write_text(text)
     if text.startswith("# faults.yaml"):
         assert scenarios.load(tmp_path / "block.yaml", Scenario).jobs
+        return
+    if text.startswith(("# job_spec.yaml", "# params.yaml")):
+        for name, shown in shown_files(page.name).items():
+            (tmp_path / name).write_text(shown)
+        read = jobspec.read if text.startswith("# job_spec.yaml") else jobspec.read_parameters
+        assert read(tmp_path / "block.yaml")
         return
     config = yaml_loader.load(tmp_path / "block.yaml")
     config.pop("defaults", None)

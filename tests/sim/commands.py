@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -46,6 +48,19 @@ def path_without_cluster(directory: Path) -> str:
             if program.name not in SLURM and not link.is_symlink():
                 link.symlink_to(program)
     return f"{Path(sys.executable).parent}:{directory}"
+
+
+def printed(page: str) -> Iterator[list[str]]:
+    """The commands of a page of docs/howto, in its order: the words behind the program's name."""
+    for text in (ROOT / "docs" / "howto" / page).read_text().splitlines():
+        for found in re.findall(r"^    (oellm-autoexp .*)|`(oellm-autoexp [a-z][^`]*)`", text):
+            yield shlex.split("".join(found))[1:]
+
+
+def shown_files(page: str) -> dict[str, str]:
+    """The files that a page of docs/howto shows, each behind a line that only names it."""
+    text = (ROOT / "docs" / "howto" / page).read_text()
+    return dict(re.findall(r"^`([^`\n]+)`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
 
 class Cli:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import signal
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Cli, Done, Running
+from commands import ROOT, Cli, Done, Running, printed, shown_files
 from deaths import Fatal, Killed
 from rights import ordinary
 
@@ -42,6 +44,7 @@ SPEC: dict[str, Any] = {
     "job_name_pattern": "{{ model }}_lr{{ learning_rate }}_bs{{ batch_size }}",
 }
 NAMES = [f"resnet18_lr{lr}_bs{bs}" for lr in ("0.001", "0.01") for bs in (32, 64)]
+HOWTO = ROOT / "docs/howto"
 WORDS = ("generate", "job_spec.yaml", "--collection", "exp1")
 
 
@@ -405,3 +408,23 @@ def test_what_a_function_says_of_itself_stands_where_errors_do(bench: Bench) -> 
     assert (refused.returncode, refused.stdout) == (2, "")
     assert f"{bench.home}/f.py:4: parameters.filter: include_params raised KeyError" in refused.stderr
     assert "looking" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("page", ["generate.md", "collections.md"])
+def test_every_command_of_the_pages_does_what_it_says(page: str, tmp_path: Path) -> None:
+    """One after the other, and then the program, in a directory with the files that the pages show."""
+    (tmp_path / "train.py").write_text("import sys; open('ran', 'a').write(' '.join(sys.argv) + '\\n')\n")
+    (tmp_path / "job.sbatch").write_text("#!/bin/bash\npython3 train.py --by hand\n")
+    for name, text in {**shown_files("generate.md"), **shown_files("collections.md")}.items():
+        (tmp_path / name).write_text(text)
+    cli = Cli(tmp_path)
+    for words in printed(page):
+        done = cli.within(*words)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    ran = (tmp_path / "ran").read_text().splitlines()
+    assert sorted(ran)[-6:] == sorted({*ran})[-6:] and len(ran) == (6 if page == "generate.md" else 7)
+    (program,) = re.findall(
+        r"^```python\n(from .*?)^```", HOWTO.joinpath("generate.md").read_text(), re.S | re.M
+    )
+    done = cli.run(sys.executable, "-c", program)
+    assert done.returncode == 0 and "4 jobs: ['0.001_32'" in done.stdout, done.stderr

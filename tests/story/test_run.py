@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, Cli, path_without_cluster, until
+from commands import Cli, path_without_cluster, printed, shown_files, until
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -477,18 +476,13 @@ def test_the_report_says_how_a_line_is_done_again(tmp_path: Path, cli: Cli) -> N
 # ---------------------------------------------------------------- the pages
 
 
-def printed(page: str) -> Iterator[list[str]]:
-    """The commands of a page, in its order."""
-    for text in (ROOT / "docs" / "howto" / page).read_text().splitlines():
-        for found in re.findall(r"^    (oellm-autoexp .*)|`(oellm-autoexp [a-z][^`]*)`", text):
-            yield shlex.split("".join(found))[1:]
-
-
 @pytest.mark.parametrize("page", ["run.md", "coming-from.md"])
 def test_every_command_of_a_page_does_what_it_says(page: str, tmp_path: Path, cli: Cli) -> None:
     """One after the other, in a directory with a training and a batch script."""
     (tmp_path / "train.py").write_text("import sys; open('ran', 'a').write(' '.join(sys.argv) + '\\n')\n")
     script(tmp_path, SCRIPT.replace("=train", "=wrapped"))
+    for name, text in shown_files("generate.md").items():
+        (tmp_path / name).write_text(text)
     tried = 0
     for words in printed(page):
         if words[0] == "adopt":  # It needs a job of another's.
