@@ -9,7 +9,7 @@ from typing import Any
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import JobSpec, SchedulerRef
-from oellm_autoexp.errors import StateError, UsageError, did_you_mean
+from oellm_autoexp.errors import NotLeader, StateError, UsageError, did_you_mean
 from oellm_autoexp.monitor.loop import RealClock
 from oellm_autoexp.planning.identity import digest
 from oellm_autoexp.planning.plan import RULES, PlannedJob
@@ -198,14 +198,23 @@ def _handed_over(
         created=RealClock().now(),
     )
     Registry().register(Effects(), entry)
-    if journal.leader_alive(paths) is not None:
-        done, text = command(paths, "adopt", args)
-    else:
-        loop = lead(paths, loaded.scheduler, effects=loaded.effects, clock=clock)
-        try:
-            done, text = loop.commands.obey("adopt", args, now)
-        finally:
-            loop.close()
+    done, text = _taken(loaded, args, now)
     if not done:
         raise StateError(text, where=str(paths.state_dir))
     return text
+
+
+def _taken(loaded: Loaded, args: Mapping[str, Any], now: float) -> tuple[bool, str]:
+    paths = loaded.paths
+    if journal.leader_alive(paths) is None:
+        try:
+            loop = lead(paths, loaded.scheduler, effects=loaded.effects, clock=clock_of(loaded.scheduler))
+        except NotLeader:
+            # Another process was quicker, and is told.
+            pass
+        else:
+            try:
+                return loop.commands.obey("adopt", args, now)
+            finally:
+                loop.close()
+    return command(paths, "adopt", args)

@@ -141,18 +141,32 @@ def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bo
     """
     clock, effects = RealClock(), Effects.of(paths.state_dir)
     follower = journal.Follower(paths)
-    leader = journal.leader_alive(paths)
+    leader, dead = journal.leader_alive(paths), None
     if leader is not None:
         follower.new_events()
     identity = inbox.drop(paths, effects, verb, args, now=clock.now())
-    if leader is None:
-        try:
-            return _led_command(paths, effects, identity)
-        except NotLeader:
-            # Another process was quicker, and takes the command from the inbox.
-            leader = journal.leader_alive(paths)
-            if leader is None:
-                raise
+    while True:
+        if leader is None:
+            try:
+                return _led_command(paths, effects, identity, follower, dead)
+            except NotLeader:
+                # Another process was quicker, and takes the command from the inbox.
+                leader = journal.leader_alive(paths)
+        else:
+            answer = _awaited(paths, clock, identity, follower, leader)
+            if answer is not None:
+                return answer.ok, answer.text
+            leader, dead = None, leader
+
+
+def _awaited(
+    paths: SessionPaths, clock: Clock, identity: str, follower: journal.Follower, leader: journal.Leader
+) -> ev.CommandAnswered | None:
+    """A leader's answer to a command; None where it leads no more.
+
+    Raises:
+        StateError: it leads, and does not answer.
+    """
     vigil = journal.Vigil(paths, clock.monotonic) if leader.alive_here() is None else None
 
     def leads() -> bool:
@@ -167,32 +181,35 @@ def command(paths: SessionPaths, verb: str, args: Mapping[str, Any]) -> tuple[bo
         timeout_s=ANSWER_S if vigil is None else ANSWER_S + journal.DEAD_AFTER_S,
         still_led=leads,
     )
-    if answer is not None:
-        return answer.ok, answer.text
-    if leads():
+    if answer is None and leads():
         raise StateError(
             f"the leader on host {leader.host} (pid {leader.pid}) did not answer within {ANSWER_S:.0f} s",
             where=str(paths.state_dir),
             hint="the command stays in its inbox and is carried out when it is able to",
         )
-    return _led_command(paths, effects, identity, dead=leader)
+    return answer
 
 
 def _led_command(
-    paths: SessionPaths, effects: Effects, identity: str, dead: journal.Leader | None = None
+    paths: SessionPaths,
+    effects: Effects,
+    identity: str,
+    follower: journal.Follower,
+    dead: journal.Leader | None,
 ) -> tuple[bool, str]:
-    """Lead for one tick, which takes the command from the inbox like any leader, and find its answer."""
-    answers: list[ev.CommandAnswered] = []
+    """Lead for one tick, which takes the command from the inbox like any leader, and find its answer.
 
-    def hear(event: ev.Event) -> None:
-        if isinstance(event, ev.CommandAnswered) and event.command == identity:
-            answers.append(event)
-
-    loop = lead(paths, effects=effects, watch=Watch(on_event=hear), dead=dead)
+    Raises:
+        NotLeader: another process leads.
+        StateError: it could not be carried out.
+    """
+    loop = lead(paths, effects=effects, dead=dead)
     try:
         loop.tick()
     finally:
         loop.close()
-    if not answers:
-        raise StateError("the command could not be carried out", where=str(paths.state_dir))
-    return answers[0].ok, answers[0].text
+    # It may also be that of a leader that came and went before.
+    for event in follower.new_events():
+        if isinstance(event, ev.CommandAnswered) and event.command == identity:
+            return event.ok, event.text
+    raise StateError("the command could not be carried out", where=str(paths.state_dir))

@@ -144,8 +144,12 @@ def submit(
         raise StateError(text, where=str(paths.state_dir))
     if journal.leader_alive(paths) is not None or replay(paths).ended:
         return done, None
-    # The leader has died meanwhile, or was found dead.
-    return done, lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
+    try:
+        # The leader has died meanwhile, or was found dead.
+        return done, lead(paths, loaded.scheduler, effects=effects, clock=clock, watch=watch)
+    except NotLeader:
+        # Another process was quicker once more; it has the plan.
+        return done, None
 
 
 def opened_by(loaded: Loaded, now: float, session: Session) -> ev.SessionOpened:
