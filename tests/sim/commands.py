@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "oellm_autoexp.cli.main")
 SLURM = frozenset({"sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo", "srun"})
 #: Seconds; long enough for any machine, so that only a test that fails waits for it.
-PATIENCE_S = 120.0
+PATIENCE_S = 280.0
 
 
 def until(look: Callable[[], T], what: str) -> T:
