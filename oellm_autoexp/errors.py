@@ -92,6 +92,14 @@ class JobSubmissionError(SLURMError):
     """Experiments were not submitted; says which, and why."""
 
 
+class LoaderError(AutoexpError):
+    """A loader gives other batches than it said, or cannot go on where a checkpoint was cut."""
+
+
+class PhaseError(AutoexpError):
+    """A training went from one phase to another that cannot follow it."""
+
+
 class NotLeader(AutoexpError):
     """Another process leads this session."""
 
