@@ -1,7 +1,7 @@
 """One loader of numbered samples, read from any place by the number of the batch.
 
-A *pass* reads a loader from its beginning to its end. Loaders with a length begin a new one in each epoch and
-wherever they are gone through again within it; those without go on where they are.
+A *pass* reads a loader from its beginning to its end. A new one begins with each epoch, and wherever a loader
+is gone through again within it; a *cycle* is its number in the epoch.
 """
 
 from __future__ import annotations
@@ -10,17 +10,11 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, IterableDataset
 
 from oellm_autoexp.errors import LoaderError
 from oellm_autoexp.trainer.samplers import Aim, Order, Share, Sown, aside, drawn, shuffled
@@ -28,6 +22,8 @@ from oellm_autoexp.trainer.schedule import Length
 
 #: `set_epoch` is told `epoch + cycle * this`, so that no two passes are told the same.
 CYCLES_APART = 1_000_003
+
+_DISTRIBUTED = ("DistributedSampler", "StatefulDistributedSampler")
 
 #: The seed of a pass, or of something within it, by (epoch, cycle, further parts).
 SeedOf = Callable[..., int]
@@ -76,12 +72,20 @@ def has_state(thing: Any) -> bool:
     return all(callable(getattr(thing, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
+def is_torchs(thing: Any, *names: str) -> bool:
+    """Whether it is of one of these classes of torch or torchdata, and of no class made from them."""
+    return type(thing).__name__ in names and type(thing).__module__.partition(".")[0] in (
+        "torch",
+        "torchdata",
+    )
+
+
 def is_map_style(loader: Any) -> bool:
     """Whether it is a torch DataLoader over a data set with numbered samples, iterated in torch's way."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     own = type(loader).__iter__ is not DataLoader.__iter__
-    return not own or type(loader).__module__.startswith("torchdata.")
+    return not own or is_torchs(loader, "StatefulDataLoader")
 
 
 def rebuilt(loader: Any, dataset: Any, generator: torch.Generator, prefetch: int | None, **how: Any) -> Any:
@@ -124,7 +128,7 @@ class MapSource:
     ) -> None:
         self.name, self.workers = name, loader.num_workers
         self._given, self._seed_of, self._prefetch = loader, seed_of, prefetch
-        own_batches = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+        own_batches = loader.batch_sampler is not None and not is_torchs(loader.batch_sampler, "BatchSampler")
         #: Whether an entry of the order is all that the data set is asked for at once.
         self._single = own_batches or loader.batch_sampler is None
         self._sampler = loader.batch_sampler if own_batches else loader.sampler
@@ -135,9 +139,9 @@ class MapSource:
         sampler = self._sampler
         #: What Fabric's distributed sampler is wrapped around.
         within = getattr(getattr(sampler, "dataset", None), "_sampler", None)
-        if isinstance(sampler, DistributedSampler) and (within or type(sampler) is DistributedSampler):
+        if is_torchs(sampler, *_DISTRIBUTED) or within is not None:
             self._rank, self._world, self._drop_tail = sampler.rank, sampler.num_replicas, sampler.drop_last
-            self._sampler, self.shares_itself = within or sampler, False
+            self._sampler, self.shares_itself = sampler if within is None else within, False
         elif hasattr(sampler, "num_replicas"):
             self._rank, self._world, self.shares_itself = 0, 1, True
         self._epoch = self._cycle = self._start = self._done = 0
@@ -157,7 +161,7 @@ class MapSource:
 
     def _samples_of(self) -> Any:
         """What is as long as a pass of all processes together."""
-        return self._sampler.dataset if type(self._sampler) is DistributedSampler else self._sampler
+        return self._sampler.dataset if is_torchs(self._sampler, *_DISTRIBUTED) else self._sampler
 
     @property
     def length(self) -> Length:
@@ -199,13 +203,15 @@ class MapSource:
             "done": done,
         }
         state["used"] = self._share.used(done, self._start) if self._share else done
-        if self._sampler_state is not None:
-            state["sampler"] = self._sampler_state
+        if has_state(self._sampler):
+            # As it was when the pass began: what it gave since then may be ahead of what was consumed.
+            begun = self._sampler_state
+            state["sampler"] = copy.deepcopy(self._sampler.state_dict()) if begun is None else begun
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         start, done, share = state["start"], state["done"], self._share
-        if share and share.used(done, start) != state["used"]:
+        if share and (share.used(done, start) != state["used"] or done > share.batches(start)):
             # Batches have another size now: what is left of the pass is counted from here.
             start, done = state["used"], 0
         self._sampler_state = None
@@ -246,42 +252,47 @@ class MapSource:
         return iter(self._loader)
 
     def _asked(self) -> Iterator[Any]:
-        """What the data set is asked for, batch by batch; workers are told a seed for each, too."""
-        for number, indices in enumerate(self._batches(), self._done):
-            asked = indices[0] if self._single else indices
-            if not self.workers:
-                yield asked
-                continue
-            place = self._start + number * (self._share.size * self._world if self._share else 1)
-            yield self._seed_of(self._epoch, self._cycle, "batch", self._rank, place), asked
+        """What the data set is asked for, batch by batch; workers are told a seed for each, too.
 
-    def _batches(self) -> Iterator[list[Any]]:
+        It knows nothing of this source, so that workers end when nobody uses it any more.
+        """
         seed = self._seed_of(self._epoch, self._cycle, "order")
-        if self._share is None:
-            with aside(seed):
-                samples = iter(self._sampler)
-                size = 1 if self._single else self._given.batch_size
-                wide = size * self._world
-                drop = sum(1 for _ in itertools.islice(samples, self._done * wide))
-            assert drop == self._done * wide
-            while batch := list(itertools.islice(samples, wide))[self._rank :: self._world]:
-                yield batch
-            return
-        order = self._order(seed)
-        if len(order) != self._share.samples:
-            what = f"the sampler of loader {self.name} gave {len(order)}, its length is {self._share.samples}"
-            raise LoaderError(what, hint="its `__len__` must tell what `__iter__` gives in this epoch")
-        for number in range(self._done, self._share.batches(self._start)):
-            yield self._share.batch(order, number, self._start)
+        share, start, done = self._share, self._start, self._done
+        batches: Iterator[Any]
+        wide = share.size * share.world if share else 1
+        if share is None:
+            size = 1 if self._single else self._given.batch_size
+            batches = _endless(self._sampler, seed, done, size, self._rank, self._world)
+        else:
+            order = self._order(seed)
+            if len(order) != share.samples:
+                what = f"the sampler of loader {self.name} gave {len(order)}, its length is {share.samples}"
+                raise LoaderError(what, hint="its `__len__` must tell what `__iter__` gives in this epoch")
+            batches = (share.batch(order, number, start) for number in range(done, share.batches(start)))
+        if self._single:
+            batches = (batch[0] for batch in batches)
+        if self.workers:
+            seed_of = partial(self._seed_of, self._epoch, self._cycle, "batch", self._rank)
+            batches = ((seed_of(start + number * wide), asked) for number, asked in enumerate(batches, done))
+        return batches
 
     def _order(self, seed: int) -> Order:
-        sampler = self._sampler
-        match sampler:
-            case SequentialSampler():
-                return range(len(sampler.data_source))
-            case DistributedSampler() if type(sampler) is DistributedSampler:
-                samples = len(self._samples_of())
-                return shuffled(samples, seed) if sampler.shuffle else range(samples)
-            case RandomSampler() if not sampler.replacement and len(sampler) == len(sampler.data_source):
-                return shuffled(len(sampler), seed)
+        sampler, samples = self._sampler, len(self._samples_of())
+        if is_torchs(sampler, "SequentialSampler"):
+            return range(samples)
+        if is_torchs(sampler, *_DISTRIBUTED):
+            return shuffled(samples, seed) if sampler.shuffle else range(samples)
+        whole = is_torchs(sampler, "RandomSampler") and samples == len(sampler.data_source)
+        if whole and not sampler.replacement:
+            return shuffled(samples, seed)
         return drawn(sampler, seed)
+
+
+def _endless(sampler: Any, seed: int, done: int, size: int, rank: int, world: int) -> Iterator[list[Any]]:
+    """This process's batches of a sampler without a length, behind those that are done."""
+    with aside(seed):
+        samples = iter(sampler)
+        for _ in itertools.islice(samples, done * size * world):
+            pass
+    while batch := list(itertools.islice(samples, size * world))[rank::world]:
+        yield batch

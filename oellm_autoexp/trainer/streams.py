@@ -20,7 +20,7 @@ _END = object()
 
 
 class StreamSource:
-    """Anything that can be iterated.
+    """Anything that can be iterated. A pass that an epoch leaves unfinished goes on in the next one.
 
     It goes on from the state of the loader, or of a data set that is read in this process; without one the
     batches of the pass are read again and thrown away.
@@ -51,6 +51,8 @@ class StreamSource:
         self._iterator: Iterator[Any] | None = None
         #: A state, and after how many batches of the pass it was taken.
         self._known: tuple[int, Any] = (0, None)
+        #: Whether what was restored is the end of a pass.
+        self._ended = False
         try:
             self.length: Length = len(self._loader)
         except (TypeError, NotImplementedError):
@@ -69,18 +71,12 @@ class StreamSource:
         return {"length": self.length}
 
     def begin(self, epoch: int) -> None:
-        if self.length is None and self._done:
-            return
-        if self._known[1] is not None and self._iterator is None:
-            # Restored and not read since: what it was told last is where it goes on.
-            with aside(self._seed()):
-                self._open()
-        self._finish()
-        self._go(epoch, 0)
+        if self._finish() or self._ended or not self._done:
+            self._go(epoch, 0)
 
     def take(self) -> Any:
         length = self.length
-        if length is not None and self._done >= length:
+        if self._ended or (length is not None and self._done >= length):
             self._finish()
             self._go(self._epoch, self._cycle + 1)
         batch = self._next()
@@ -103,37 +99,50 @@ class StreamSource:
 
     def state(self, *, back: int) -> dict[str, Any]:
         done = self._done - back
-        # Before its first batch a pass needs no state, but a data set may remember passes before it.
-        asked = self._stateful is not None and (self._iterator is not None or self._stateful is self._dataset)
-        if not back and asked:
+        ended = self._ended
+        if self._iterator is None:
+            self._note_begin()
+        elif not back and self._stateful is not None:
+            # A data set may have come to its end with a batch that is not full.
+            fetcher = getattr(self._iterator, "_dataset_fetcher", None)
+            ended = self._finish() or ended or bool(getattr(fetcher, "ended", False))
             self._known = (done, copy.deepcopy(self._stateful.state_dict()))
         at, state = self._known
         found = {"epoch": self._epoch, "cycle": self._cycle, "done": done, "skip": done - at}
-        return found if state is None else {**found, "state": state}
+        return found if state is None else {**found, "state": state, "ended": ended}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._go(state["epoch"], state["cycle"])
-        self._done = state["done"]
+        self._done, self._ended = state["done"], state.get("ended", False)
         self._known = (state["done"] - state["skip"], copy.deepcopy(state.get("state")))
         if self._known[1] is not None and self._stateful is not None:
             self._stateful.load_state_dict(copy.deepcopy(self._known[1]))
 
     def close(self) -> None:
-        self._iterator = None
+        if self._iterator is not None:
+            self.restore(self.state(back=0))
 
     def _go(self, epoch: int, cycle: int) -> None:
         self._epoch, self._cycle, self._done = epoch, cycle, 0
-        self._iterator, self._known = None, (0, None)
+        self._iterator, self._known, self._ended = None, (0, None), False
 
-    def _finish(self) -> None:
-        """Let a pass that has given all its batches come to its end: generators tidy up there."""
-        if self._done and self._done == self.length:
+    def _finish(self) -> bool:
+        """Whether a pass has given all its batches; then it comes to its end, where generators tidy up."""
+        if not self._done or self._done != self.length:
+            return False
+        if not self._ended:
             with aside(self._seed()):
-                if self._iterator is None:
-                    self._open()
-                if next(self._iterator or iter(()), _END) is not _END:
+                if next(self._open(), _END) is not _END:
                     what = f"loader {self.name} has more batches than its length ({self.length}) says"
                     warnings.warn(f"{what}; they are left out", stacklevel=2)
+            self._ended = True
+        return True
+
+    def _note_begin(self) -> None:
+        """Ask for the state before the first batch: a data set may remember passes before this one."""
+        if self._stateful is not None and not self._done and self._known[1] is None:
+            with aside(self._seed()):
+                self._known = (0, copy.deepcopy(self._stateful.state_dict()))
 
     def _seed(self) -> int:
         return self._seed_of(self._epoch, self._cycle, "stream")
@@ -143,13 +152,16 @@ class StreamSource:
             return next(self._iterator, _END)
         # What a pass draws before its first batch, an order say, follows from the seed.
         with aside(self._seed()):
-            self._open()
+            iterator = self._open()
             if not self._done:
-                return next(self._iterator or iter(()), _END)
-        return next(self._iterator or iter(()), _END)
+                return next(iterator, _END)
+        return next(iterator, _END)
 
-    def _open(self) -> None:
-        """Iterate, and get where the pass is. Random numbers come from the seed of the pass meanwhile."""
+    def _open(self) -> Iterator[Any]:
+        """The pass, from where it is. Whoever calls this for the first time does so `aside`."""
+        if self._iterator is not None:
+            return self._iterator
+        self._note_begin()
         number = self._epoch + self._cycle * CYCLES_APART
         at, _ = self._known
         skip = self._done - at
@@ -158,10 +170,12 @@ class StreamSource:
         self._generator.manual_seed(self._seed())
         if self.is_global:
             self._iterator = itertools.islice(iter(self._loader), skip, None)
-            return
+            return self._iterator
         if skip:
             what = f"loader {self.name} keeps no state: {skip} batches are read again to get where it was"
             warnings.warn(f"{what}; give its data set state_dict and load_state_dict", stacklevel=2)
-        self._iterator = iter(self._loader)
-        for _ in itertools.islice(self._iterator, skip):
+        iterator: Iterator[Any] = iter(self._loader)
+        self._iterator = iterator
+        for _ in itertools.islice(iterator, skip):
             pass
+        return iterator
