@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := examples/demo/sweep.yaml
+# For the tests of the trainer: pinned, since an open range brings gigabytes of CUDA.
+TORCH := torch==2.13.0 lightning==2.6.6 torchdata==0.11.0 numpy
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -82,7 +84,7 @@ $(VENV)/core.done: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev.done: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(TORCH)
 	@touch $@ $(VENV)/core.done
 
 $(VENV)/bench.done: $(VENV)/dev.done

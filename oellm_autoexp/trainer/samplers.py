@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+#: So many batches of an order are made Python's numbers in one go.
+_AT_ONCE = 64
+
 #: The samples of one pass in the order of all processes together.
 Order = Sequence[Any] | torch.Tensor
 
@@ -96,6 +99,19 @@ class Share:
         if batches >= self.batches(start):
             return self.samples
         return min(self.samples, start + batches * self.size * self.world)
+
+    def run(self, order: Order, number: int, start: int = 0) -> Iterator[list[Any]]:
+        """The batches of this process from that number on."""
+        wide, each, last = self.size * self.world, self.each(start), self.batches(start)
+        for at in range(number, last, _AT_ONCE):
+            piece = order[start + at * wide : start + (at + _AT_ONCE) * wide]
+            numbers = piece.tolist() if isinstance(piece, torch.Tensor) else list(piece)
+            for batch in range(at, min(at + _AT_ONCE, last)):
+                begin = (batch - at) * wide
+                if (batch + 1) * self.size <= each and begin + wide <= len(numbers):
+                    yield numbers[begin + self.rank : begin + wide : self.world]
+                else:
+                    yield self.batch(order, batch, start)
 
     def batch(self, order: Order, number: int, start: int = 0) -> list[Any]:
         """The samples of this process's batch of that number (0-based, counted from `start`)."""

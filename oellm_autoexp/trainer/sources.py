@@ -207,6 +207,7 @@ class MapSource:
             # As it was when the pass began: what it gave since then may be ahead of what was consumed.
             begun = self._sampler_state
             state["sampler"] = copy.deepcopy(self._sampler.state_dict()) if begun is None else begun
+            state["drawn"] = begun is not None
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -216,9 +217,9 @@ class MapSource:
             start, done = state["used"], 0
         self._sampler_state = None
         self._go(state["epoch"], state["cycle"], start, done)
-        self._sampler_state = state.get("sampler")
-        if self._sampler_state is not None:
-            self._sampler.load_state_dict(copy.deepcopy(self._sampler_state))
+        if "sampler" in state and has_state(self._sampler):
+            self._sampler.load_state_dict(copy.deepcopy(state["sampler"]))
+            self._sampler_state = state["sampler"] if state["drawn"] else None
 
     def close(self) -> None:
         self._iterator = self._loader = None
@@ -268,7 +269,7 @@ class MapSource:
             if len(order) != share.samples:
                 what = f"the sampler of loader {self.name} gave {len(order)}, its length is {share.samples}"
                 raise LoaderError(what, hint="its `__len__` must tell what `__iter__` gives in this epoch")
-            batches = (share.batch(order, number, start) for number in range(done, share.batches(start)))
+            batches = share.run(order, done, start)
         if self._single:
             batches = (batch[0] for batch in batches)
         if self.workers:

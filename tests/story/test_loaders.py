@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -736,3 +737,32 @@ def test_names_are_those_that_were_given_or_numbers() -> None:
     named = MultiDataLoaderConfig(dataloader_names=("web", "code"))
     assert LoaderSet([[1], [2]], named, seed=1).names == ("web", "code")
     assert LoaderSet([[1], [2]], named, seed=1, names=["a", "b"]).names == ("a", "b")
+
+
+def in_process(rank: int, port: int, answers: Any) -> None:
+    """One of two processes of a gloo group: what it reads, and what it says of lengths that differ."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    loaders: list[Any] = [DataLoader([*range(8)], 2, shuffle=True), [torch.tensor([100 + rank])]]  # type: ignore[arg-type]
+    found = read(LoaderSet(loaders, ROUND_ROBIN, seed=1))
+    try:
+        LoaderSet([[1] * (rank + 1)], ROUND_ROBIN, seed=1)
+    except ValidationError as error:
+        answers.put((rank, found, str(error)))
+
+
+def test_processes_of_torch_share_samples_and_agree_on_lengths() -> None:
+    context = torch.multiprocessing.get_context("fork")
+    answers = context.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [context.Process(target=in_process, args=(rank, port, answers)) for rank in range(2)]
+    for child in children:
+        child.start()
+    (_, first, error), (_, second, _) = sorted(answers.get(timeout=120) for _ in children)
+    for child in children:
+        child.join()
+    assert sorted(first + second) == [*range(8), 100, 101]
+    assert "dl0 has 1, 2 batches on the 2 processes" in error
