@@ -80,6 +80,10 @@ class StateError(AutoexpError):
     """The state directory is damaged, belongs to something else, or cannot be written."""
 
 
+class CheckpointError(AutoexpError):
+    """A checkpoint cannot be written, or none of those that are there can be used."""
+
+
 class GitOperationError(AutoexpError):
     """git refused something, did not answer in time, or another process holds the lock of the repository."""
 
