@@ -25,7 +25,7 @@ from oellm_autoexp.checkpoints.locks import WriterLock, held
 from oellm_autoexp.checkpoints.owner import Owner
 from oellm_autoexp.checkpoints.record import ALIASES, CommitRecord, FileRecord, why_no_name
 from oellm_autoexp.checkpoints.retention import newest_first, superseded
-from oellm_autoexp.checkpoints.store import Check, OnSkip
+from oellm_autoexp.checkpoints.store import Check, DamagedError, OnSkip
 from oellm_autoexp.errors import CheckpointError
 
 _SAVING, _REMOVING, _TEMP = ".saving-", ".removing-", ".new-"
@@ -325,14 +325,15 @@ class LocalStore:
     @contextlib.contextmanager
     def reading(self, record: CommitRecord) -> Iterator[Path]:
         path = self.root / record.name
-        try:
-            with held(path, shared=True) as free:
-                # Who removes it holds a lock that excludes this one until its name is gone.
-                if not free or not path.exists():
-                    raise FileNotFoundError
-                yield path
-        except FileNotFoundError:
-            raise CheckpointError("is not there any more", where=str(path)) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                free = stack.enter_context(held(path, shared=True))
+            except FileNotFoundError:
+                free = False
+            # Who removes it holds a lock that excludes this one until its name is gone.
+            if not free or not path.exists():
+                raise DamagedError("is not there any more", where=str(path))
+            yield path
 
     def newest(self, on_skip: OnSkip, check: Check | None = None) -> CommitRecord | None:
         damage, records = self.damage(), self.records()

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 from oellm_autoexp.checkpoints.record import CommitRecord
+from oellm_autoexp.errors import CheckpointError
 
 #: Is told the name of what is passed over, and what is wrong with it.
 OnSkip = Callable[[str, str], None]
 #: What is wrong with a checkpoint; "" where nothing is.
 Check = Callable[[CommitRecord], str]
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not what its record says."""
 
 
 class CheckpointStore(Protocol):
@@ -69,7 +74,7 @@ class CheckpointStore(Protocol):
         """Where it is. Meanwhile nobody removes it.
 
         Raises:
-            CheckpointError: it is not there.
+            DamagedError: it is not there.
         """
         ...
 

@@ -18,17 +18,13 @@ from oellm_autoexp.checkpoints.effects import Disk
 from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.checkpoints.record import ALIASES, CommitRecord
 from oellm_autoexp.checkpoints.retention import best
-from oellm_autoexp.checkpoints.store import CheckpointStore, OnSkip
+from oellm_autoexp.checkpoints.store import CheckpointStore, DamagedError, OnSkip
 from oellm_autoexp.errors import AutoexpError, CheckpointError
 from oellm_autoexp.trainer import sharded
 from oellm_autoexp.trainer.snapshot import Snapshots, refuse_unsafe
 from oellm_autoexp.trainer.summing import CheckingFile, SummingFile
 
 LATEST, BEST = ALIASES
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint is not what its record says."""
 
 
 class Saver:
@@ -111,7 +107,13 @@ class Saver:
 
     def _write(self, state: Mapping[str, Any], staged: Path, record: CommitRecord) -> None:
         with SummingFile(staged, self._disk) as file:
-            torch.save(dict(state), cast(IO[bytes], file))
+            try:
+                torch.save(dict(state), cast(IO[bytes], file))
+            except RuntimeError:
+                # Torch then tells of a position that it did not expect.
+                if file.failure is not None:
+                    raise file.failure from None
+                raise
         self._commit(staged, replace(record.named(staged.name), files=(file.record(staged.name),)))
 
     def _commit(self, staged: Path, record: CommitRecord) -> None:
@@ -147,7 +149,7 @@ class Saver:
     ) -> None:
         sharded.write(state, writer, self._group)
         parts = sharded.gathered(writer.records(staged.name), self._group)
-        failure: BaseException | None = None
+        failure: CheckpointError | None = None
         if self._rank == 0:
             files = tuple(file for part in parts for file in part)
             try:
@@ -163,18 +165,23 @@ class Saver:
         def attempt() -> None:
             try:
                 write()
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the training must be told
-                self._error = _failure(error, staged)
-                if self._rank == 0 and isinstance(error, Exception):
+            except Exception as error:
+                if self._rank == 0:
                     self._abandon(staged)
+                raise _failure(error, staged) from error
+
+        def in_background() -> None:
+            try:
+                attempt()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the training must be told
+                self._error = error
 
         if later:
             # No daemon: a program that ends waits for it.
-            self._thread = threading.Thread(target=attempt, name="checkpoint-writer")
+            self._thread = threading.Thread(target=in_background, name="checkpoint-writer")
             self._thread.start()
         else:
             attempt()
-            self._raise()
         return self.store.path(staged.name)
 
     def _abandon(self, staged: Path) -> None:
@@ -351,7 +358,9 @@ class Saver:
 
     def _loaded(self, file: Any, path: Path, map_location: Any) -> dict[str, Any]:
         try:
-            state = torch.load(file, map_location=map_location, weights_only=not self._allow_pickle)
+            # Torch knows how to make bytes again, unless they are none.
+            with torch.serialization.safe_globals([bytes]):
+                state = torch.load(file, map_location=map_location, weights_only=not self._allow_pickle)
         except (RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             hint = "" if self._allow_pickle else "if you trust the file, say allow_pickle=True"
@@ -379,14 +388,9 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _failure(error: BaseException, path: Path) -> CheckpointError:
+def _failure(error: Exception, path: Path) -> CheckpointError:
     if isinstance(error, CheckpointError):
         return error
     why = (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    failure = CheckpointError(
-        f"could not be saved: {why}",
-        where=path.name,
-        hint="the checkpoints before it are as they were",
-    )
-    failure.__cause__ = error
-    return failure
+    hint = "the checkpoints before it are as they were"
+    return CheckpointError(f"could not be saved: {why}", where=path.name, hint=hint)

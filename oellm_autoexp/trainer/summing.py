@@ -88,7 +88,8 @@ class ColumnSums:
 class SummingFile(io.RawIOBase):
     """A new file, written from its beginning to its end; on disk after `close`.
 
-    `record` tells what was meant to be written, whatever became of it.
+    `record` tells what was meant to be written, whatever became of it. `failure`: the first error of a
+    write; nothing more is written then.
     """
 
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
@@ -97,6 +98,7 @@ class SummingFile(io.RawIOBase):
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._buffer = bytearray()
         self._size = 0
+        self.failure: BaseException | None = None
         self._sha = hashlib.sha256()
         self._sums = ColumnSums()
         self._hasher = ThreadPoolExecutor(1, "checkpoint-sha256")
@@ -126,6 +128,8 @@ class SummingFile(io.RawIOBase):
 
     def _put(self, data: memoryview) -> None:
         """SHA-256 is the slowest of the three, so it has a thread. Then `data` is the caller's again."""
+        if self.failure is not None:
+            raise self.failure
         try:
             hashed = self._hasher.submit(self._sha.update, data)
         except RuntimeError:
@@ -135,6 +139,9 @@ class SummingFile(io.RawIOBase):
         try:
             self._disk.append(self._fd, data, self._path)
             self._sums.add(self._size, data)
+        except BaseException as error:
+            self.failure = error
+            raise
         finally:
             if hashed is not None:
                 hashed.result()
@@ -144,8 +151,9 @@ class SummingFile(io.RawIOBase):
         if self.closed:
             return
         try:
-            self.flush()
-            self._disk.sync(self._path)
+            if self.failure is None:
+                self.flush()
+                self._disk.sync(self._path)
         finally:
             self._hasher.shutdown()
             os.close(self._fd)
