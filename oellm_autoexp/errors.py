@@ -128,6 +128,22 @@ class SubmitUnclear(AutoexpError):
     """The submission may or may not have been accepted; it must be looked up by its token."""
 
 
+class TrainerError(AutoexpError):
+    """A training cannot begin or go on."""
+
+
+class NonFiniteLossError(TrainerError):
+    """The loss is not a number, or infinite, and the config says to stop there."""
+
+
+class CheckpointTimeoutError(TrainerError):
+    """A checkpoint was not on disk within `fault_tolerance.checkpoint_timeout_sec`."""
+
+
+class PreemptionTimeoutError(TrainerError):
+    """The checkpoint of a training that must leave was not on disk within `preemption.max_checkpoint_sec`."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that a mistyped one most likely means; "" when none is near.
 

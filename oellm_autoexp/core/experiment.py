@@ -262,22 +262,68 @@ class PreemptionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PerformanceConfig:
-    """How a step is run."""
+    """How a step is run.
+
+    `precision`: of Fabric, such as "bf16-mixed"; null: mixed on a GPU where `use_amp`, else 32 bits.
+    `compile_backend`: of `torch.compile`; null: its own choice.
+    """
 
     gradient_accumulation_steps: int = 1
     compile_model: bool = False
+    compile_backend: str | None = None
     use_amp: bool = True
+    precision: str | None = None
     clip_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
         _above_zero(self, "gradient_accumulation_steps", "clip_grad_norm")
+        _some_text(self, "compile_backend", "precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPConfig:
+    """Over which devices a model is trained, as Fabric calls them.
+
+    `strategy`: auto, ddp, fsdp, or any other of Fabric; `backend`: nccl, gloo (null: by the device);
+    `devices`: how many on each node (null: all GPUs of the node, or one process on a CPU).
+    """
+
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    devices: int | None = None
+    num_nodes: int = 1
+    backend: str | None = None
+    find_unused_parameters: bool = False
+    timeout_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        _some_text(self, "accelerator", "strategy", "backend")
+        _above_zero(self, "devices", "num_nodes", "timeout_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartConfig:
+    """Weights to begin with.
+
+    `loader_class`: dotted path of what reads them; null: they are in a checkpoint of this program.
+    """
+
+    loader_class: str | None = None
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        _some_text(self, "loader_class")
+
+
+#: What metrics can be sent to.
+LOGGERS = ("console", "csv", "tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Where metrics go. Weights & Biases is used only where it is named."""
+    """Where metrics go. Trackers are used only where they are named."""
 
-    logger_type: Literal["console", "wandb", "tensorboard", "composite"] = "console"
+    logger_type: Literal["console", "csv", "tensorboard", "wandb", "mlflow", "composite"] = "console"
     composite_loggers: tuple[str, ...] | None = None
     wandb_project: str | None = None
     wandb_entity: str | None = None
@@ -288,6 +334,9 @@ class LoggingConfig:
     wandb_id: str | None = None
     wandb_resume: Literal["allow", "must", "never"] | None = None
     tensorboard_dir: str | None = None
+    csv_path: str | None = None
+    mlflow_tracking_uri: str | None = None
+    mlflow_experiment: str | None = None
     console_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_per_loader_metrics: bool = True
     log_global_metrics: bool = True
@@ -298,14 +347,15 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         _tuples(self, "composite_loggers", "wandb_tags")
-        _one_of(self, "logger_type", "console", "wandb", "tensorboard", "composite")
+        _one_of(self, "logger_type", *LOGGERS, "composite")
         _one_of(self, "wandb_mode", "online", "offline", "disabled", None)
         _one_of(self, "wandb_resume", "allow", "must", "never", None)
         _one_of(self, "console_log_level", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
         _above_zero(self, "log_scalars_every_n_steps", "log_images_every_n_steps")
-        unknown = set(self.composite_loggers or ()) - {"console", "wandb", "tensorboard"}
+        _some_text(self, "tensorboard_dir", "csv_path", "mlflow_tracking_uri", "mlflow_experiment")
+        unknown = set(self.composite_loggers or ()) - set(LOGGERS)
         if unknown:
-            known = "console, wandb and tensorboard"
+            known = f"{', '.join(LOGGERS[:-1])} and {LOGGERS[-1]}"
             raise ValueError(f"composite_loggers takes {known}, got {', '.join(map(str, sorted(unknown)))}")
 
 
@@ -404,15 +454,22 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FaultToleranceConfig:
-    """What a checkpoint holds beyond the model, and how long it may take."""
+    """What a checkpoint holds beyond the model, how long it may take, and what a loss that is no number does.
+
+    `nonfinite_loss`: `stop`; `skip` the optimizer step; `rollback` to the weights of the last checkpoint and
+    go on behind the batches since. The latter two give up after `max_nonfinite` times in a row.
+    """
 
     save_sampler_state: bool = True
     save_dataset_state: bool = True
     verify_deterministic_resume: bool = False
     checkpoint_timeout_sec: float = 300.0
+    nonfinite_loss: Literal["stop", "skip", "rollback"] = "stop"
+    max_nonfinite: int = 3
 
     def __post_init__(self) -> None:
-        _above_zero(self, "checkpoint_timeout_sec")
+        _above_zero(self, "checkpoint_timeout_sec", "max_nonfinite")
+        _one_of(self, "nonfinite_loss", "stop", "skip", "rollback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,6 +541,7 @@ class ExperimentConfig:
     val_loader_config: MultiDataLoaderConfig | None = None
     validation: ValidationConfig | None = None
     fault_tolerance: FaultToleranceConfig | None = None
+    ddp: DDPConfig | None = None
     hooks: HooksConfig | None = None
     description: str | None = None
     tags: tuple[str, ...] = ()
