@@ -1,0 +1,410 @@
+"""Where metrics go: the log (for people and the orchestrator), a CSV file, TensorBoard, W&B, MLflow.
+
+Trackers are imported when they are made. Only rank 0 logs. A tracker that fails while training is
+reported once and never ends it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+from oellm_autoexp.core.experiment import LOGGERS, LoggingConfig
+from oellm_autoexp.errors import TrainerError
+
+_log = logging.getLogger("oellm_autoexp.trainer")
+
+Metrics = Mapping[str, float]
+#: The orchestrator cuts lines behind 8192 bytes.
+_MAX_LINE = 8000
+
+
+class Logger:
+    """The base of loggers: takes everything, does nothing. `step` counts optimizer steps."""
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None: ...
+    def log_epoch_summary(self, epoch: int, metrics: Metrics, step: int) -> None:  # noqa: ARG002
+        """What an epoch (0-based) came to; what validation found was logged before."""
+        self.log_metrics(_of_epoch(metrics), step)
+
+    def log_loader_proportions(self, epoch: int, proportions: Metrics, step: int) -> None:  # noqa: ARG002
+        """How the loaders took part in an epoch."""
+        self.log_metrics({f"loaders/{name}": value for name, value in proportions.items()}, step)
+
+    def log_checkpoint(self, path: Path, step: int) -> None: ...
+    def log_signal(self, name: str, step: int) -> None:
+        """Something that the orchestrator may act on."""
+
+    def log_text(self, tag: str, text: str, step: int) -> None: ...
+    def log_image(self, tag: str, image: Any, step: int) -> None: ...
+    def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class ConsoleLogger(Logger):
+    """A bar on a terminal, else one line that the orchestrator reads (`@autoexp {json}`).
+
+    `total_steps`: where the bar ends, None where nobody knows.
+    """
+
+    def __init__(self, stream: TextIO | None = None, total_steps: int | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stdout
+        self._total = total_steps
+        self._bar = self._stream.isatty()
+        self._width = 0
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        if self._bar:
+            self._draw(metrics, step)
+        else:
+            self._report({"metrics": _short(metrics), "progress": {"step": step}})
+
+    def log_epoch_summary(self, epoch: int, metrics: Metrics, step: int) -> None:
+        if self._bar:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/dl_" not in name)
+            self._line(f"epoch {epoch + 1} (step {step}): {shown}")
+        else:
+            self._report({"metrics": _of_epoch(metrics), "progress": {"step": step, "epoch": epoch + 1}})
+
+    def log_loader_proportions(self, epoch: int, proportions: Metrics, step: int) -> None:
+        shown = ", ".join(
+            f"{name.removesuffix('_batches')} {count:.0f}"
+            for name, count in proportions.items()
+            if name.endswith("_batches")
+        )
+        self._line(f"epoch {epoch + 1} (step {step}): batches by loader: {shown}")
+
+    def log_checkpoint(self, path: Path, step: int) -> None:
+        if self._bar:
+            self._line(f"checkpoint saved: {path} (step {step})")
+        else:
+            self._report({"checkpoint": str(path), "step": step, "progress": {"step": step}})
+
+    def log_signal(self, name: str, step: int) -> None:
+        if not self._bar:
+            self._report({"signal": name, "step": step})
+
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        self._line(f"{tag} (step {step}): {text}")
+
+    def close(self) -> None:
+        if self._bar and self._width:
+            self._write("\n")
+            self._width = 0
+
+    def _report(self, said: Mapping[str, Any]) -> None:
+        if "metrics" in said:
+            said = {**said, "metrics": _without_only_loader(said["metrics"])}
+        line = json.dumps(_plain(said))
+        if len(line) > _MAX_LINE and "metrics" in said:
+            metrics = {name: value for name, value in said["metrics"].items() if "/dl_" not in name}
+            line = json.dumps(_plain({**said, "metrics": dict(list(metrics.items())[:100])}))
+        self._write(f"@autoexp {line}\n")
+
+    def _draw(self, metrics: Metrics, step: int) -> None:
+        short = _short(metrics)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in short.items() if "/" not in name)
+        if self._total:
+            done = min(20, 20 * step // self._total)
+            text = f"[{'=' * done}{' ' * (20 - done)}] {step}/{self._total}  {shown}"
+        else:
+            text = f"step {step}  {shown}"
+        text = text[:200]
+        self._write(f"\r{text}{' ' * max(0, self._width - len(text))}")
+        self._width = len(text)
+
+    def _line(self, text: str) -> None:
+        clear = f"\r{' ' * self._width}\r" if self._bar and self._width else ""
+        self._width = 0
+        self._write(f"{clear}{text}\n")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def _without_only_loader(metrics: Metrics) -> Metrics:
+    """The figures of a loader that is alone are those of all loaders."""
+    if len({name.split("dl_", 1)[1].split("/")[0] for name in metrics if "dl_" in name}) != 1:
+        return metrics
+    return {name: value for name, value in metrics.items() if "dl_" not in name}
+
+
+def _of_epoch(metrics: Metrics) -> dict[str, float]:
+    """The figures of training, under names of their own: a curve has one kind of point."""
+    return {f"epoch/{name}": value for name, value in metrics.items() if name.startswith("train/")}
+
+
+def _short(metrics: Metrics) -> dict[str, float]:
+    """`train/loss` is what everybody calls the loss."""
+    return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no number for what is none."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+class CSVLogger(Logger):
+    """A file with a line for each value: step, metric, value. Lines behind `resumed_at` are left out."""
+
+    def __init__(self, path: Path, resumed_at: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if resumed_at and path.exists():
+            with path.open(newline="") as before:
+                kept = [row for row in csv.reader(before) if len(row) == 3 and _up_to(row[0], resumed_at)]
+        self._file = path.open("w", newline="")
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(("step", "metric", "value"))
+        self._rows.writerows(kept)
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        self._rows.writerows((step, name, repr(value)) for name, value in metrics.items())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _up_to(step: str, last: int) -> bool:
+    return step.isdecimal() and int(step) <= last
+
+
+class TensorBoardLogger(Logger):
+    """Event files of TensorBoard; what an attempt before wrote behind `resumed_at` is hidden."""
+
+    def __init__(self, directory: str, resumed_at: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise _missing("tensorboard", "tensorboard") from error
+        purge = resumed_at + 1 if resumed_at else None
+        self._writer: Any = SummaryWriter(directory, purge_step=purge)
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        self._writer.add_text(tag, text, step)
+
+    def log_image(self, tag: str, image: Any, step: int) -> None:
+        self._writer.add_image(tag, image, step)
+
+    def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
+        self._writer.add_figure(tag, figure, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbLogger(Logger):
+    """A run of Weights & Biases, taken up under its id."""
+
+    def __init__(self, config: LoggingConfig, name: str, run_id: str, shown: Mapping[str, Any]) -> None:
+        try:
+            wandb = import_module("wandb")
+        except ImportError as error:
+            raise _missing("wandb", "wandb") from error
+        self._wandb: Any = wandb
+        self._run: Any = wandb.init(
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            name=config.wandb_name or name,
+            tags=list(config.wandb_tags) or None,
+            notes=config.wandb_notes,
+            mode=config.wandb_mode,
+            id=config.wandb_id or run_id,
+            resume=config.wandb_resume or "allow",
+            config=dict(shown),
+        )
+        # Weights & Biases drops steps that run back, which they do after a restart: our step is a metric.
+        self._run.define_metric("trainer/step")
+        self._run.define_metric("*", step_metric="trainer/step")
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        self._run.log({**metrics, "trainer/step": step})
+
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        self._run.log({tag: self._wandb.Html(f"<pre>{text}</pre>"), "trainer/step": step})
+
+    def log_image(self, tag: str, image: Any, step: int) -> None:
+        self._run.log({tag: self._wandb.Image(image), "trainer/step": step})
+
+    def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
+        self.log_image(tag, figure, step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflowLogger(Logger):
+    """A run of MLflow, taken up under its id."""
+
+    def __init__(
+        self, config: LoggingConfig, name: str, remember: Callable[[Callable[[], str]], str]
+    ) -> None:
+        try:
+            mlflow = import_module("mlflow")
+        except ImportError as error:
+            raise _missing("mlflow", "mlflow") from error
+        self._client: Any = mlflow.MlflowClient(config.mlflow_tracking_uri)
+        self._run = remember(lambda: self._new_run(config.mlflow_experiment or name, name))
+
+    def _new_run(self, experiment: str, name: str) -> str:
+        found = self._client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found is not None else self._client.create_experiment(experiment)
+        return str(self._client.create_run(number, run_name=name).info.run_id)
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        for name, value in metrics.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        self._client.log_text(self._run, text, f"{tag}/{step}.txt")
+
+    def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
+        self._client.log_figure(self._run, figure, f"{tag}/{step}.png")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class CompositeLogger(Logger):
+    """Several loggers. What fails in one is reported once for each of its methods, and hinders no other."""
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = list(loggers)
+        self._reported: set[tuple[int, str]] = set()
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        for number, logger in enumerate(self.loggers):
+            try:
+                getattr(logger, method)(*arguments)
+            except Exception as error:  # noqa: BLE001 - trackers fail in their own ways
+                if (number, method) not in self._reported:
+                    self._reported.add((number, method))
+                    _log.warning(
+                        "%s.%s failed, and training goes on without it: %s",
+                        *(type(logger).__name__, method, error),
+                    )
+
+    def log_metrics(self, metrics: Metrics, step: int) -> None:
+        self._each("log_metrics", metrics, step)
+
+    def log_epoch_summary(self, epoch: int, metrics: Metrics, step: int) -> None:
+        self._each("log_epoch_summary", epoch, metrics, step)
+
+    def log_loader_proportions(self, epoch: int, proportions: Metrics, step: int) -> None:
+        self._each("log_loader_proportions", epoch, proportions, step)
+
+    def log_checkpoint(self, path: Path, step: int) -> None:
+        self._each("log_checkpoint", path, step)
+
+    def log_signal(self, name: str, step: int) -> None:
+        self._each("log_signal", name, step)
+
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        self._each("log_text", tag, text, step)
+
+    def log_image(self, tag: str, image: Any, step: int) -> None:
+        self._each("log_image", tag, image, step)
+
+    def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
+        self._each("log_matplotlib_figure", tag, figure, step)
+
+    def close(self) -> None:
+        self._each("close")
+
+
+def create_logger(
+    config: LoggingConfig,
+    *,
+    name: str = "experiment",
+    directory: Path = Path(),
+    resumed_at: int = 0,
+    total_steps: int | None = None,
+    shown: Mapping[str, Any] | None = None,
+) -> Logger:
+    """The loggers that a config names.
+
+    `directory` is where the ids of tracker runs are kept, so that an attempt goes on with the run of the one
+    before; a CSV file lies there, too, unless it is named. `resumed_at`: the step that is gone on from.
+
+    Raises:
+        TrainerError: the package of a tracker is not installed.
+    """
+    ids = _RunIds(directory / "tracker_runs.json")
+    made: list[Logger] = []
+    for kind in _kinds(config):
+        if kind == "console":
+            made.append(ConsoleLogger(total_steps=total_steps))
+        elif kind == "csv":
+            made.append(CSVLogger(Path(config.csv_path or directory / "metrics.csv"), resumed_at))
+        elif kind == "tensorboard":
+            made.append(TensorBoardLogger(config.tensorboard_dir or "tb_logs", resumed_at))
+        elif kind == "wandb":
+            made.append(
+                WandbLogger(config, name, ids.get("wandb", lambda: uuid.uuid4().hex[:12]), shown or {})
+            )
+        else:
+            made.append(MLflowLogger(config, name, lambda create: ids.get("mlflow", create)))
+    return CompositeLogger(made)
+
+
+def _kinds(config: LoggingConfig) -> list[str]:
+    kinds: list[str]
+    if config.logger_type != "composite":
+        kinds = [config.logger_type]
+    elif config.composite_loggers is not None:
+        kinds = list(dict.fromkeys(config.composite_loggers))
+    else:
+        tracker = "wandb" if config.wandb_project else "tensorboard" if config.tensorboard_dir else None
+        kinds = ["console"] + ([tracker] if tracker else [])
+    assert set(kinds) <= set(LOGGERS)
+    if "wandb" in kinds and not config.wandb_project:
+        _log.warning("logging.wandb_project is not set: metrics go to the console instead")
+        kinds = list(dict.fromkeys("console" if kind == "wandb" else kind for kind in kinds))
+    # The orchestrator reads the log, whatever else is written.
+    return kinds if "console" in kinds else ["console", *kinds]
+
+
+class _RunIds:
+    """A small file: tracker → id of its run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, tracker: str, create: Callable[[], str]) -> str:
+        try:
+            known: dict[str, str] = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            known = {}
+        if tracker not in known:
+            known[tracker] = create()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(known))
+            temporary.replace(self._path)
+        return known[tracker]
+
+
+def _missing(logger: str, package: str) -> TrainerError:
+    return TrainerError(
+        f"the package `{package}` is not installed here",
+        where=f"logging.logger_type: {logger}",
+        hint=f"pip install {package}, or choose another logger",
+    )
