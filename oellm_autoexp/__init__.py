@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from oellm_autoexp.config.monitors import SlurmLogMonitor as SlurmLogMonitor
     from oellm_autoexp.core.experiment import CheckpointConfig as CheckpointConfig
     from oellm_autoexp.core.experiment import DataConfig as DataConfig
+    from oellm_autoexp.core.experiment import DDPConfig as DDPConfig
     from oellm_autoexp.core.experiment import EpochLengthPolicy as EpochLengthPolicy
     from oellm_autoexp.core.experiment import ExperimentConfig as ExperimentConfig
     from oellm_autoexp.core.experiment import FaultToleranceConfig as FaultToleranceConfig
@@ -28,10 +29,16 @@ if TYPE_CHECKING:
     from oellm_autoexp.core.experiment import SLURMConfig as SLURMConfig
     from oellm_autoexp.core.experiment import TrainingConfig as TrainingConfig
     from oellm_autoexp.core.experiment import ValidationConfig as ValidationConfig
+    from oellm_autoexp.core.experiment import WarmStartConfig as WarmStartConfig
+    from oellm_autoexp.errors import CheckpointError as CheckpointError
+    from oellm_autoexp.errors import CheckpointTimeoutError as CheckpointTimeoutError
     from oellm_autoexp.errors import ConfigurationError as ConfigurationError
     from oellm_autoexp.errors import GitOperationError as GitOperationError
     from oellm_autoexp.errors import JobSubmissionError as JobSubmissionError
+    from oellm_autoexp.errors import NonFiniteLossError as NonFiniteLossError
+    from oellm_autoexp.errors import PreemptionTimeoutError as PreemptionTimeoutError
     from oellm_autoexp.errors import SLURMError as SLURMError
+    from oellm_autoexp.errors import TrainerError as TrainerError
     from oellm_autoexp.errors import ValidationError as ValidationError
     from oellm_autoexp.reactions.policies import AdjustTimeLimitPolicy as AdjustTimeLimitPolicy
     from oellm_autoexp.reactions.policies import AlwaysRestartPolicy as AlwaysRestartPolicy
@@ -66,20 +73,32 @@ if TYPE_CHECKING:
     from oellm_autoexp.store.git import GitOperationLock as GitOperationLock
     from oellm_autoexp.sweep.experiment_names import NamingStrategy as NamingStrategy
     from oellm_autoexp.sweep.parameters import ParameterGrid as ParameterGrid
+    from oellm_autoexp.trainer.config import GenericTrainerConfig as GenericTrainerConfig
+    from oellm_autoexp.trainer.hooks import TrainerHooks as TrainerHooks
+    from oellm_autoexp.trainer.metrics import AggregationStrategy as AggregationStrategy
+    from oellm_autoexp.trainer.metrics import MetricsManager as MetricsManager
+    from oellm_autoexp.trainer.phases import ResumeState as ResumeState
+    from oellm_autoexp.trainer.phases import TrainerPhase as TrainerPhase
+    from oellm_autoexp.trainer.signals import Preempted as Preempted
+    from oellm_autoexp.trainer.trainer import GenericTrainer as GenericTrainer
 
 __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _HOMES = {
     "AdjustTimeLimitPolicy": "oellm_autoexp.reactions.policies",
+    "AggregationStrategy": "oellm_autoexp.trainer.metrics",
     "AlwaysRestartPolicy": "oellm_autoexp.reactions.policies",
     "BatchSubmissionResult": "oellm_autoexp.services.experiments.launch_results",
     "CheckpointConfig": "oellm_autoexp.core.experiment",
+    "CheckpointError": "oellm_autoexp.errors",
+    "CheckpointTimeoutError": "oellm_autoexp.errors",
     "ClusterProfile": "oellm_autoexp.services.experiments.validation",
     "CollectionManager": "oellm_autoexp.services.collections.places",
     "ConfigValidator": "oellm_autoexp.services.experiments.validation",
     "ConfigurationError": "oellm_autoexp.errors",
     "ConfigurationManager": "oellm_autoexp.services.experiments.files",
+    "DDPConfig": "oellm_autoexp.core.experiment",
     "DataConfig": "oellm_autoexp.core.experiment",
     "EpochLengthPolicy": "oellm_autoexp.core.experiment",
     "ExecutionMode": "oellm_autoexp.services.experiments.launcher",
@@ -88,6 +107,8 @@ _HOMES = {
     "ExperimentNaming": "oellm_autoexp.services.experiments.grid_search",
     "ExperimentResult": "oellm_autoexp.services.experiments.launch_results",
     "FaultToleranceConfig": "oellm_autoexp.core.experiment",
+    "GenericTrainer": "oellm_autoexp.trainer.trainer",
+    "GenericTrainerConfig": "oellm_autoexp.trainer.config",
     "GitOperationError": "oellm_autoexp.errors",
     "GitOperationLock": "oellm_autoexp.store.git",
     "GridSearchExecutor": "oellm_autoexp.services.experiments.framework",
@@ -96,17 +117,22 @@ _HOMES = {
     "JobGenerator": "oellm_autoexp.services.collections.generate",
     "JobSubmissionError": "oellm_autoexp.errors",
     "LoggingConfig": "oellm_autoexp.core.experiment",
+    "MetricsManager": "oellm_autoexp.trainer.metrics",
     "ModelConfig": "oellm_autoexp.core.experiment",
     "ModelTrainingFramework": "oellm_autoexp.services.experiments.framework",
     "MultiDataLoaderConfig": "oellm_autoexp.core.experiment",
     "NamingStrategy": "oellm_autoexp.sweep.experiment_names",
     "NoRestartPolicy": "oellm_autoexp.reactions.policies",
+    "NonFiniteLossError": "oellm_autoexp.errors",
     "OptimizerConfig": "oellm_autoexp.core.experiment",
     "ParameterGrid": "oellm_autoexp.sweep.parameters",
     "ParameterGridSearch": "oellm_autoexp.services.experiments.grid_search",
     "PerformanceConfig": "oellm_autoexp.core.experiment",
+    "Preempted": "oellm_autoexp.trainer.signals",
     "PreemptionConfig": "oellm_autoexp.core.experiment",
+    "PreemptionTimeoutError": "oellm_autoexp.errors",
     "ResourceCheck": "oellm_autoexp.services.experiments.validation",
+    "ResumeState": "oellm_autoexp.trainer.phases",
     "SBATCHTemplateEngine": "oellm_autoexp.services.experiments.sbatch_template",
     "SLURMConfig": "oellm_autoexp.core.experiment",
     "SLURMError": "oellm_autoexp.errors",
@@ -116,10 +142,14 @@ _HOMES = {
     "SchedulerConfig": "oellm_autoexp.core.experiment",
     "SlurmLogMonitor": "oellm_autoexp.config.monitors",
     "TemplateContext": "oellm_autoexp.services.experiments.sbatch_template",
+    "TrainerError": "oellm_autoexp.errors",
+    "TrainerHooks": "oellm_autoexp.trainer.hooks",
+    "TrainerPhase": "oellm_autoexp.trainer.phases",
     "TrainingConfig": "oellm_autoexp.core.experiment",
     "ValidationConfig": "oellm_autoexp.core.experiment",
     "ValidationError": "oellm_autoexp.errors",
     "ValidationResult": "oellm_autoexp.services.experiments.validation",
+    "WarmStartConfig": "oellm_autoexp.core.experiment",
     "generate_jobs_from_spec": "oellm_autoexp.services.collections.generate",
     "render_scripts": "oellm_autoexp.services.calls",
     "submit_jobs": "oellm_autoexp.services.calls",

@@ -1,0 +1,169 @@
+"""How a training begins: with its loaders, from a checkpoint, from weights of another training, or anew."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oellm_autoexp.core.experiment import MultiDataLoaderConfig, SamplingStrategy, ValidationAggregation
+from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.trainer import rng, state
+from oellm_autoexp.trainer.agreement import Agreement
+from oellm_autoexp.trainer.boundaries import Boundaries
+from oellm_autoexp.trainer.builtin_hooks import found
+from oellm_autoexp.trainer.loaders import LoaderSet
+from oellm_autoexp.trainer.loggers import create_logger
+from oellm_autoexp.trainer.phases import TrainerPhase
+from oellm_autoexp.trainer.validation import Step, Validation
+
+_log = logging.getLogger("oellm_autoexp.trainer")
+
+
+@dataclass(frozen=True)
+class WarmStartResult:
+    """What a warm start loader may return; `strict`: every name has to fit."""
+
+    model_state_dict: Mapping[str, Any]
+    strict: bool = True
+
+
+class Beginning(Boundaries):
+    """The part of `GenericTrainer` that is over when its loop begins."""
+
+    fabric: Any
+    _training_step: Step | None
+    _validation_step: Step | None
+    _warm_start: Callable[[Path], Any] | None
+    _max_epochs: int
+
+    def _prepare(self, train_loaders: Any, val_loaders: Any, max_epochs: int | None) -> None:
+        train_loaders, val_loaders = as_list(train_loaders), as_list(val_loaders)
+        config, engine = self.config, self._engine
+        if self._training_step is None:
+            raise ValueError("there is no training step: call set_training_step(fn) before fit()")
+        if not train_loaders:
+            raise ValueError("train_loaders must hold at least one loader")
+        for name in ("loss_weights_per_loader", "per_loader_optimizer_id"):
+            given = getattr(config, name)
+            if given is not None and len(given) != len(train_loaders):
+                raise ValueError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
+        self._max_epochs = max_epochs or config.max_epochs or 1
+        if self._seed is None:
+            seed = config.seed if config.seed is not None else torch.initial_seed() % 2**32
+            self._seed = int(engine.told(seed))
+        self._train = LoaderSet(
+            train_loaders,
+            config.train_loader_config,
+            seed=self._seed,
+            fabric=self.fabric,
+            phase="train",
+            save_dataset_state=config.fault_tolerance.save_dataset_state,
+        )
+        self._validation = self._validating(val_loaders)
+        self.metrics.train_loader_names = self._train.names
+        self.metrics.val_loader_names = self._validation.loaders.names if self._validation else ()
+        self._agreement = Agreement(engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
+        if not self.model.training:
+            self.model.train()
+
+    def _validating(self, loaders: list[Any]) -> Validation | None:
+        custom = self.config.validation.aggregation is ValidationAggregation.CUSTOM
+        if custom and self._aggregation is None:
+            raise ValueError(
+                "validation.aggregation is custom: call set_validation_aggregation(fn) before fit()"
+            )
+        if not loaders:
+            return None
+        assert self._training_step is not None
+        config = self.config.val_loader_config or MultiDataLoaderConfig(
+            sampling_strategy=SamplingStrategy.SEQUENTIAL
+        )
+        assert self._seed is not None
+        found = LoaderSet(loaders, config, seed=self._seed, fabric=self.fabric, phase="val")
+        most, fewest = self._engine.highest([found.length(), -found.length()])
+        even = most == -fewest
+        return Validation(found, self._validation_step or self._training_step, even=even)
+
+    def _restore(self, wanted: str | Path | None) -> None:
+        """From what was loaded by hand, else the newest checkpoint, else as is wanted, else anew."""
+        config = self.config
+        automatic = config.preemption.resume_from_latest_symlink
+        if self._pending is None and (automatic or wanted == "latest"):
+            newest = self._keeper.newest()
+            if newest is not None:
+                record, payload = newest
+                self._take(self._keeper.directory / record.name, payload)
+        elif self._pending is None and wanted is not None:
+            self.load_checkpoint(wanted)
+        if self._pending is not None:
+            loaded, self._pending = self._pending, None
+            state.restore_ranks(self, loaded)
+            if config.fault_tolerance.verify_deterministic_resume:
+                self._verify(loaded)
+            return
+        assert self._seed is not None
+        if config.seed is not None:
+            rng.seed_all(config.seed, self._engine.rank)
+        if automatic and wanted is not None and wanted != "latest":
+            self._begin_with_weights(Path(wanted))
+
+    def _verify(self, payload: Mapping[str, Any]) -> None:
+        """What a checkpoint made now would hold is what the one that was read holds."""
+        phase = TrainerPhase(payload["resume_state"]["phase"])
+        again = state.capture(self, phase, payload["save_timestamp"])
+        differing = state.differences(
+            {key: payload[key] for key in state.VERIFIED}, {key: again[key] for key in state.VERIFIED}
+        )
+        if self._engine.rank == 0 and self._engine.world_size == payload["world_size"] and differing:
+            what = f"after reading the checkpoint this differs from it: {', '.join(differing[:5])}"
+            raise TrainerError(what, where="fault_tolerance.verify_deterministic_resume")
+
+    def _begin_with_weights(self, path: Path) -> None:
+        warm = self.config.warm_start
+        load = self._warm_start or (
+            found(warm.loader_class, "warm_start.loader_class") if warm.loader_class else None
+        )
+        strict = warm.strict
+        weights: Any = load(path) if load is not None else self._keeper.load(path)["model_state_dict"]
+        if isinstance(weights, WarmStartResult):
+            weights, strict = weights.model_state_dict, weights.strict
+        try:
+            missing, unexpected = self.module.load_state_dict(weights, strict=strict)
+        except RuntimeError as error:
+            hint = "set warm_start.strict to false to leave out what does not fit by name"
+            raise TrainerError(
+                f"holds the weights of another model: {error}", where=str(path), hint=hint
+            ) from None
+        if missing or unexpected:
+            _log.warning("weights of %s: %s missing, %s unexpected", path, len(missing), len(unexpected))
+
+    def _start(self) -> None:
+        """Loggers, and the hooks that begin."""
+        config, at = self.config, self.at
+        if self._engine.rank == 0:
+            assert self._train is not None
+            length = self._train.length()
+            micro = config.performance.gradient_accumulation_steps
+            total = min(self._max_epochs * -(-length // micro), config.max_steps or sys.maxsize)
+            self.logger = create_logger(
+                config.logging,
+                name=config.experiment_name,
+                directory=self._keeper.directory,
+                resumed_at=at.global_step,
+                total_steps=total,
+                shown=config.to_dict(),
+            )
+        self._keeper.begin(self.logger)
+        self.hook_manager.call("on_train_start", self)
+
+
+def as_list(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, (list, tuple)) else [given]

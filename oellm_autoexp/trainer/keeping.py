@@ -1,0 +1,193 @@
+"""When checkpoints are written, and where: what the config says of them, above what `saving` does."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.tensor import DTensor
+
+from oellm_autoexp.checkpoints.local import LocalStore
+from oellm_autoexp.checkpoints.record import CommitRecord, Kind, NameTemplate
+from oellm_autoexp.errors import CheckpointTimeoutError, PreemptionTimeoutError
+from oellm_autoexp.trainer import state
+from oellm_autoexp.trainer.config import GenericTrainerConfig
+from oellm_autoexp.trainer.engine import Engine
+from oellm_autoexp.trainer.loggers import Logger
+from oellm_autoexp.trainer.phases import TrainerPhase
+from oellm_autoexp.trainer.saving import Saver
+
+if TYPE_CHECKING:
+    from oellm_autoexp.trainer.boundaries import Boundaries
+
+_log = logging.getLogger("oellm_autoexp.trainer")
+
+#: Seconds before a time limit that are left free whatever else is known of steps and saves.
+_MARGIN_S = 5.0
+
+
+class Keeper:
+    """The checkpoints of one training, in `<root_dir>/<experiment_name>`."""
+
+    def __init__(self, config: GenericTrainerConfig, engine: Engine) -> None:
+        self._config, self._engine = config, engine
+        self.directory = Path(config.checkpoint.root_dir) / config.directory_name
+        self._template = NameTemplate(config.checkpoint.filename_template)
+        self._made: Saver | None = None
+        self._logger = Logger()
+        self._wanted = False
+        self._last: dict[str, Any] | None = None
+        self._path = self.directory
+        self._saved_at = self._looked_at = time.monotonic()
+        self._slowest_save = self._slowest_look = 0.0
+        self._deadline = _deadline()
+        self._granted = math.inf if self._deadline is None else max(0.0, self._deadline - time.time())
+
+    @property
+    def _saver(self) -> Saver:
+        if self._made is None:
+            checkpoint = self._config.checkpoint
+            metric = (checkpoint.monitor_metric or "val/loss") if checkpoint.save_best else None
+            self._made = Saver(
+                LocalStore(self.directory, lock_wait_s=10.0),
+                keep=checkpoint.max_checkpoints,
+                metric=metric.replace("_", "/", 1) if metric and "/" not in metric else metric,
+                mode=checkpoint.monitor_mode,
+                shards=any(isinstance(each, DTensor) for each in self._engine.module.parameters()),
+                rank=self._engine.rank,
+                on_saved=lambda record, path: self._logger.log_checkpoint(path, record.step),
+            )
+        return self._made
+
+    # ------------------------------------------------------------ when
+
+    def begin(self, logger: Logger) -> None:
+        """Training begins: complete checkpoints are told to the logger from now on."""
+        self._logger = logger
+        self._saved_at = self._looked_at = time.monotonic()
+
+    def due_at_step(self, step: int) -> bool:
+        """Whether a checkpoint is due behind this optimizer step."""
+        every = self._config.checkpoint.save_every_n_steps
+        return self._wanted or (every is not None and step % every == 0)
+
+    def due_at_epoch(self, epoch: int) -> bool:
+        """Whether one is due behind this epoch (0-based)."""
+        every = self._config.checkpoint.save_every_n_epochs
+        return every is not None and (epoch + 1) % every == 0
+
+    def due_by_clock(self) -> bool:
+        """Whether the last one is as old as the config allows."""
+        minutes = self._config.checkpoint.save_every_n_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save_at_next_step(self) -> None:
+        """One is due, as all ranks agreed."""
+        self._wanted = True
+
+    def must_leave(self) -> bool:
+        """Whether the time limit is so near that there is just time for a checkpoint."""
+        if self._deadline is None:
+            return False
+        now = time.monotonic()
+        self._slowest_look = max(self._slowest_look, now - self._looked_at)
+        self._looked_at = now
+        margin = _MARGIN_S + 2 * self._slowest_save + 2 * self._slowest_look
+        return time.time() >= self._deadline - min(margin, self._granted / 4)
+
+    # ------------------------------------------------------------ writing
+
+    def save(self, trainer: Boundaries, kind: Kind, phase: TrainerPhase, limit_s: float) -> Path:
+        """Write a checkpoint; every rank has to call it. Nothing is written where nothing has changed since
+        the last one. An emergency has `limit_s` seconds.
+
+        Raises:
+            PreemptionTimeoutError, CheckpointTimeoutError: it took too long.
+            CheckpointError: it could not be written.
+        """
+        self._wanted = False
+        began = time.monotonic()
+        if kind != "emergency":
+            limit_s = self._config.fault_tolerance.checkpoint_timeout_sec
+        self._wait(kind, limit_s)
+        position = asdict(trainer.at)
+        if position != self._last:
+            payload = state.capture(trainer, phase, time.time())
+            self._path = self._engine.told(self._written(payload, kind, trainer))
+            self._last = position
+        if kind != "regular":
+            self._wait(kind, limit_s - (time.monotonic() - began))
+            self._engine.barrier()
+        self._saved_at = time.monotonic()
+        self._slowest_save = max(self._slowest_save, self._saved_at - began)
+        return self._path
+
+    def _written(self, payload: dict[str, Any], kind: Kind, trainer: Boundaries) -> Path:
+        at, saved_at = trainer.at, float(payload["save_timestamp"])
+        record = CommitRecord(
+            name=self._template.name(epoch=at.epoch, step=at.global_step, saved_at=saved_at),
+            step=at.global_step,
+            epoch=at.epoch,
+            kind=kind,
+            metrics=at.val_metrics,
+            saved_at=saved_at,
+            world_size=self._engine.world_size,
+            extra={"phase": payload["resume_state"]["phase"], "epoch_batches": at.epoch_batches},
+        )
+        return self._saver.save(payload, record)
+
+    def _wait(self, kind: Kind, limit_s: float) -> None:
+        done = self._saver.wait(max(0.0, limit_s))
+        if self._engine.highest([not done])[0]:
+            what = f"the checkpoint was not on disk after {limit_s:.0f} s"
+            if kind == "emergency":
+                hint = "raise preemption.max_checkpoint_sec, or give the job more time between signal and end"
+                raise PreemptionTimeoutError(what, where=str(self.directory), hint=hint)
+            hint = "raise fault_tolerance.checkpoint_timeout_sec, or look at the file system"
+            raise CheckpointTimeoutError(what, where=str(self.directory), hint=hint)
+
+    def close(self) -> None:
+        """Wait for what is being written, and let others write.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._made is not None:
+            self._made.close()
+
+    # ------------------------------------------------------------ reading
+
+    def newest(self, into: Any = None) -> tuple[CommitRecord, dict[str, Any]] | None:
+        """The newest checkpoint that is complete and undamaged, and what it holds; all ranks have to call it.
+
+        Raises:
+            CheckpointError: there are some, and none can be used.
+        """
+        return self._saver.restore(_skipped, into=into)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """What a checkpoint holds.
+
+        Raises:
+            CheckpointError: it cannot be read, or is damaged.
+        """
+        return self._saver.load(path)
+
+
+def _skipped(name: str, problem: str) -> None:
+    _log.warning("the checkpoint %s is passed over: %s", name, problem)
+
+
+def _deadline() -> float | None:
+    """When the job is ended, in seconds since 1970 (UTC): as the orchestrator says, else Slurm."""
+    for name in ("AUTOEXP_DEADLINE", "SLURM_JOB_END_TIME"):
+        try:
+            return float(os.environ[name])
+        except (KeyError, ValueError):
+            continue
+    return None

@@ -1,0 +1,201 @@
+"""What a checkpoint holds: everything that the rest of a training depends on, and nothing else.
+
+It is cut between two optimizer steps, where no gradient and no batch is half used. What differs between ranks
+(random numbers, places of loaders, figures) is gathered, so that one file holds it all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.trainer import rng
+from oellm_autoexp.trainer.phases import PhaseMachine, ResumeState, TrainerPhase, TrainMicroState
+
+if TYPE_CHECKING:
+    from oellm_autoexp.trainer.boundaries import Boundaries
+
+_log = logging.getLogger("oellm_autoexp.trainer")
+
+#: The version of payloads that this program writes, and the only one it reads.
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Position:
+    """Where a training is.
+
+    `global_step` counts optimizer steps, `epoch` from 0. `epoch_batches`: batches of the epoch that are used.
+    `batches_done`: it has no more. `validation_due`: that comes first. `finished`: why training has ended.
+    `nonfinite`: optimizer steps in a row whose loss was no number. `validated_at`: the step of `val_metrics`.
+    """
+
+    epoch: int = 0
+    epoch_batches: int = 0
+    global_step: int = 0
+    batches_done: bool = False
+    validation_due: bool = False
+    finished: str = ""
+    nonfinite: int = 0
+    validated_at: int = -1
+    val_metrics: dict[str, float] = field(default_factory=dict)
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        for each in fields(self):
+            setattr(self, each.name, state[each.name])
+        self.val_metrics = dict(self.val_metrics)
+
+
+def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[str, Any]:
+    """The payload of a checkpoint, in plain types and tensors. Every rank has to call it; whole on rank 0.
+
+    The tensors are those of the training: whoever writes later has to copy them first.
+    """
+    config, engine, at = trainer.config, trainer._engine, trainer.at
+    loaders = None
+    if trainer._train is not None:
+        trainer._train.consumed()
+        loaders = trainer._train.state_dict()
+    own = {
+        "rng": rng.capture() if config.checkpoint.save_rng else None,
+        "loaders": loaders if config.fault_tolerance.save_sampler_state else None,
+        "metrics": trainer.metrics.state_dict(),
+        "hooks": trainer.hook_manager.state_dict(),
+    }
+    ranks = engine.gathered(own)
+    schedulers = trainer._scheduled if config.checkpoint.save_scheduler else ()
+    optimizers = trainer.optimizers if config.checkpoint.save_optimizer else ()
+    micro = TrainMicroState(schedule_position=at.epoch_batches)
+    resume = ResumeState(
+        phase=phase, epoch=at.epoch, global_step=at.global_step, train=micro, timestamp=saved_at
+    )
+    return {
+        "format_version": FORMAT_VERSION,
+        "save_timestamp": saved_at,
+        "epoch": at.epoch,
+        "global_step": at.global_step,
+        "model_state_dict": engine.module.state_dict(),
+        "optimizer_state_dicts": [each.state_dict() for each in optimizers],
+        "scheduler_state_dicts": [each.scheduler.state_dict() for each in schedulers],
+        "amp_scaler_state": engine.scaler_state(),
+        "rng_states": [each["rng"] for each in ranks],
+        "loader_states": [each["loaders"] for each in ranks],
+        "resume_state": resume.to_dict(),
+        "position": asdict(at),
+        "metrics": [each["metrics"] for each in ranks],
+        "early_stopping": trainer.early_stopping.state_dict() if trainer.early_stopping else None,
+        "hooks": [each["hooks"] for each in ranks],
+        "seed": trainer._seed,
+        "world_size": engine.world_size,
+        "experiment_name": config.experiment_name,
+        "config": config.to_dict(),
+    }
+
+
+def restore(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
+    """Put everything back. Random numbers and loaders follow when `fit` has its loaders (`restore_ranks`).
+
+    Raises:
+        TrainerError: another version, model or set-up.
+    """
+    version = payload.get("format_version")
+    if version != FORMAT_VERSION:
+        what = f"the checkpoint has format {version}, and this program reads format {FORMAT_VERSION}"
+        raise TrainerError(what, hint="use the version of the program that wrote it")
+    restore_weights(trainer, payload)
+    trainer.at.take(payload["position"])
+    rank = min(trainer._engine.rank, payload["world_size"] - 1)
+    trainer.metrics.load_state_dict(payload["metrics"][rank])
+    if trainer.early_stopping is not None and payload["early_stopping"] is not None:
+        trainer.early_stopping.load_state_dict(payload["early_stopping"])
+    trainer.hook_manager.load_state_dict(payload["hooks"][rank])
+    trainer._seed = payload["seed"]
+    trainer._phases = PhaseMachine(ResumeState.from_dict(payload["resume_state"]).phase)
+    trainer._pending = payload
+
+
+def restore_weights(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
+    """Model, optimizers, schedulers and the scaler of gradients.
+
+    Raises:
+        TrainerError: they are not those that the checkpoint was made with.
+    """
+    try:
+        trainer._engine.module.load_state_dict(payload["model_state_dict"])
+    except RuntimeError as error:
+        raise TrainerError(
+            f"the checkpoint holds another model: {error}",
+            hint="build the model that was trained, or give the experiment another name",
+        ) from None
+    _each("optimizer", trainer.optimizers, payload["optimizer_state_dicts"])
+    _each("scheduler", [each.scheduler for each in trainer._scheduled], payload["scheduler_state_dicts"])
+    trainer._engine.load_scaler_state(payload["amp_scaler_state"])
+
+
+def _each(kind: str, those: Sequence[Any], states: Sequence[Any]) -> None:
+    if not states:
+        if those:
+            _log.warning("the checkpoint holds no %ss: they begin anew", kind)
+        return
+    if len(those) != len(states):
+        what = f"the checkpoint holds {len(states)} {kind}s, and there are {len(those)}"
+        raise TrainerError(what, hint=f"give the {kind}s that it was made with")
+    for each, state in zip(those, states, strict=True):
+        try:
+            each.load_state_dict(state)
+        except ValueError as error:
+            raise TrainerError(f"the checkpoint holds another {kind}: {error}") from None
+
+
+def restore_ranks(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
+    """What each rank has for itself: the places of its loaders, and last its random numbers."""
+    rank, world_size = trainer._engine.rank, trainer._engine.world_size
+    assert trainer._train is not None
+    loaders = payload["loader_states"]
+    state = loaders[min(rank, len(loaders) - 1)]
+    if state is not None:
+        trainer._train.load_state_dict(state)
+    else:
+        _log.warning("the checkpoint holds no places of loaders: epoch %s begins anew", trainer.at.epoch)
+        trainer.at.epoch_batches, trainer.at.batches_done = 0, False
+    states = payload["rng_states"]
+    if world_size == payload["world_size"] and states[rank] is not None:
+        rng.restore(states[rank])
+    else:
+        why = "was made without random numbers" if states[0] is None else f"is of {len(states)} processes"
+        _log.warning("the checkpoint %s: random numbers of this one begin anew", why)
+        rng.seed_all((trainer._seed or 0) + 7919 * trainer.at.global_step, rank)
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Where two payloads differ, bit by bit; NaN equals NaN."""
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        same = (
+            isinstance(one, torch.Tensor)
+            and isinstance(other, torch.Tensor)
+            and one.dtype == other.dtype
+            and torch.equal(one.cpu().nan_to_num(), other.cpu().nan_to_num())
+        )
+        return [] if same else [place]
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if set(one) != set(other):
+            return [f"{place}.{key}" for key in set(one) ^ set(other)]
+        return [each for key in one for each in differences(one[key], other[key], f"{place}.{key}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return [place]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [each for number, (a, b) in pairs for each in differences(a, b, f"{place}.{number}")]
+    return [] if one == other or (one != one and other != other) else [place]
+
+
+#: What is the same before a checkpoint was written and after it was read.
+VERIFIED = (
+    *("model_state_dict", "optimizer_state_dicts", "scheduler_state_dicts", "amp_scaler_state"),
+    *("rng_states", "position", "metrics", "early_stopping"),
+)
