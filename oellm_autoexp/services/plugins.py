@@ -23,6 +23,7 @@ ENTRY_POINTS = "oellm_autoexp.plugins"
 
 _BUILT_IN = (
     "oellm_autoexp.backends.command",
+    "oellm_autoexp.backends.fabric",
     "oellm_autoexp.config.monitors",
     "oellm_autoexp.reactions.actions",
     "oellm_autoexp.reactions.conditions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ plugins.load_builtin()
 #: A config of each backend of this package.
 CONFIGS: dict[str, dict[str, Any]] = {
     "CommandBackend": {"command": ["train", "a b", 1e-3, True, [1, 2]], "environment": {"N": 1}, "cwd": "/x"},
+    "FabricBackend": {
+        "experiment": {"model": {"type": "my.Model"}, "ddp": {"devices": 2}},
+        "launcher": "torchrun",
+        "environment": {"N": 1},
+    },
     "NullBackend": {"base_command": ["echo", "-n"], "extra_cli_args": ["--x"], "environment": {"ON": True}},
 }
 SPEC = BackendJobSpec(
@@ -98,3 +104,37 @@ def test_a_command_that_cannot_run_is_refused(changes: dict[str, Any], message: 
     """The error names the key."""
     with pytest.raises(ConfigError, match=message):
         backend("CommandBackend", **changes).build_launch_command(SPEC)
+
+
+def test_the_fabric_backend_gives_the_experiment_to_the_trainer() -> None:
+    """In its command line, under the job's name, by the launcher that is chosen."""
+    command = backend("FabricBackend").build_launch_command(SPEC)
+    assert command.argv[:5] == (
+        "python3",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    )
+    assert command.argv[5:8] == ("-m", "oellm_autoexp.trainer", "--json")
+    said = json.loads(command.argv[8])
+    assert said == {"experiment_name": "job", "model": {"type": "my.Model"}, "ddp": {"devices": 2}}
+    mine = {"experiment_name": "mine", "ddp": {"devices": 4, "num_nodes": 3}}
+    argv = backend("FabricBackend", experiment=mine, launcher="srun").build_launch_command(SPEC).argv
+    assert argv[:5] == ("srun", "--nodes=3", "--ntasks-per-node=4", "--kill-on-bad-exit=1", "python3")
+    assert json.loads(argv[-1])["experiment_name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experiment": {"optimiser": {}}}, r"backend\.experiment\.optimiser: unknown key"),
+        ({"experiment": {"optimizer": {"lr": -1}}}, r"backend\.experiment\.optimizer\.lr: must be above 0"),
+        ({"experiment": {"ddp": {"num_nodes": 2}}}, r"backend\.launcher: starts processes on one node"),
+        ({"experiment": {}}, r"backend\.experiment\.ddp\.devices: is missing"),
+    ],
+)
+def test_an_experiment_that_cannot_be_trained_is_refused(changes: dict[str, Any], message: str) -> None:
+    """Before anything is submitted, with the key."""
+    with pytest.raises(ConfigError, match=message):
+        backend("FabricBackend", **changes).validate(SPEC)

@@ -1,0 +1,82 @@
+"""`python -m oellm_autoexp.trainer CONFIG.json`: train what an experiment's config describes.
+
+Exit codes: 0 trained, or trained before; 128 + signal when it had to leave and is to be run again;
+2 a mistake in the config; 3 it cannot go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from oellm_autoexp.core.experiment import CheckpointConfig, ExperimentConfig
+from oellm_autoexp.errors import AutoexpError, UsageError
+from oellm_autoexp.trainer.reading import read_file, read_text
+from oellm_autoexp.trainer.signals import Preempted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a training."""
+    parser = argparse.ArgumentParser(
+        prog="python -m oellm_autoexp.trainer",
+        description="Train what an experiment's config describes, going on from its newest checkpoint.",
+        epilog="examples: python -m oellm_autoexp.trainer examples/lm/config.json\n"
+        "          torchrun --nproc-per-node 4 -m oellm_autoexp.trainer config.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", help="a JSON file, or a YAML file where PyYAML is installed")
+    parser.add_argument("--json", metavar="TEXT", help="the config itself, as JSON")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        train(_config(given.config, given.json))
+    except Preempted as left:
+        return int(left.code)  # type: ignore[arg-type]
+    except AutoexpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _config(path: str | None, text: str | None) -> ExperimentConfig:
+    if (path is None) == (text is None):
+        raise UsageError("give a config file, or --json", hint="see --help")
+    return placed(read_text(text, "--json") if text is not None else read_file(Path(path or "")))
+
+
+def placed(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with checkpoints where the orchestrator wants them, unless it says where itself."""
+    directory = os.environ.get("AUTOEXP_CHECKPOINT_DIR")
+    if directory and config.checkpoint.root_dir == CheckpointConfig.root_dir:
+        return replace(config, checkpoint=replace(config.checkpoint, root_dir=directory))
+    return config
+
+
+def train(config: ExperimentConfig) -> None:
+    """Train to the end.
+
+    Raises:
+        Preempted, AutoexpError: as `GenericTrainer.fit`.
+    """
+    # Dotted paths are found from where the training was started, as with `python script.py`.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    from oellm_autoexp.trainer import building
+    from oellm_autoexp.trainer.config import trainer_config
+    from oellm_autoexp.trainer.trainer import GenericTrainer
+
+    told = trainer_config(config)
+    logging.getLogger("oellm_autoexp").setLevel(told.logging.console_log_level)
+    fabric = building.fabric_of(told.ddp, told.performance)
+    GenericTrainer.from_config(config, fabric).fit_configured()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
