@@ -280,6 +280,8 @@ class Boundaries:
         if self._within_step:
             what = "a checkpoint was asked for within an optimizer step"
             raise TrainerError(what, hint="ask in on_validation_end, on_epoch_end, or outside of fit()")
+        if self._engine.highest([float(self._nonfinite)])[0]:
+            raise self._nonfinite_error()
         phase = self._resumable_phase()
         self._advance_if_running(P.CHECKPOINT_SAVE_START)
         limit = self.config.preemption.max_checkpoint_sec - self._signals.seconds_since

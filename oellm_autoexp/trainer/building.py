@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -223,6 +224,8 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
             hint = "pip install 'oellm-autoexp[fabric]'"
             raise TrainerError("Lightning is not installed here", where="ddp", hint=hint) from None
         return None
+    # With Slurm's programs on the PATH this is said of every process that srun has not started.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     devices, nodes = _devices(ddp), int(os.environ.get("SLURM_NNODES") or ddp.num_nodes)
     fabric = Fabric(
         accelerator=ddp.accelerator,

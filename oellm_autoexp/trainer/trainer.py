@@ -211,7 +211,7 @@ class GenericTrainer(Beginning):
                 hooks.call("on_train_batch_start", self, data, batch.index, batch.name)
                 with self._engine.without_sync(skip=number < size):
                     outputs = self._forward(data, batch)
-                    self._backward(outputs["loss"], batch, size)
+                    self._backward(outputs.get("loss"), batch, size)
                 used.add(batch.loader)
                 values = scalars(outputs, self._engine.on_cpu)
                 self.metrics.add_train_batch(batch.name, values, samples_of(batch.data, outputs))
@@ -250,9 +250,7 @@ class GenericTrainer(Beginning):
         with self._engine.autocast():
             outputs = self._training_step(self, data, batch.index, batch.loader, batch.name)
         self.hook_manager.call("on_after_forward", self, 1000 * (time.perf_counter() - started))
-        if isinstance(outputs, Tensor):
-            return {"loss": outputs}
-        return outputs
+        return outputs if isinstance(outputs, Mapping) else {"loss": outputs}
 
     def _backward(self, loss: Any, batch: Batch, size: int) -> None:
         if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
@@ -297,8 +295,8 @@ class GenericTrainer(Beginning):
     def _healthy(self) -> bool:
         """Whether the losses of a window are numbers; else what the config says has been done.
 
-        Where a look would make the device or other ranks wait and the answer changes no step, it is put off
-        until ranks talk (`_watch`).
+        Where training ends at such a loss, and to look would make a device or other ranks wait, that is put off
+        until ranks talk (`_watch`) or a checkpoint is cut, whichever comes first.
         """
         losses, self._losses = self._losses, []
         bad: Any
@@ -309,6 +307,8 @@ class GenericTrainer(Beginning):
         limits = self.config.fault_tolerance
         if limits.nonfinite_loss == "stop":
             self._nonfinite = bad | self._nonfinite
+            if self._engine.on_cpu and self._engine.world_size == 1 and bad:
+                raise self._nonfinite_error()
             return True
         if not self._engine.highest([float(bad)])[0]:
             self.at.nonfinite = 0

@@ -1,0 +1,759 @@
+"""What a training does, told by small ones: from its first batch to its last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from oellm_autoexp.core.experiment import ExperimentConfig, TrainingConfig
+from oellm_autoexp.errors import AutoexpError
+from oellm_autoexp.trainer import (
+    CheckpointConfig,
+    CheckpointError,
+    FaultToleranceConfig,
+    GenericTrainer,
+    GenericTrainerConfig,
+    HooksConfig,
+    MultiDataLoaderConfig,
+    NonFiniteLossError,
+    PerformanceConfig,
+    Preempted,
+    PreemptionConfig,
+    SamplingStrategy,
+    TrainerError,
+    TrainerHooks,
+    TrainerPhase,
+    ValidationAggregation,
+    ValidationConfig,
+    ValidationFrequency,
+    WarmStartConfig,
+    WarmStartResult,
+)
+
+
+#: Where Slurm's programs are installed, Fabric says so.
+pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No job around it, one thread, and signals as they were."""
+    for name in ("AUTOEXP_DEADLINE", "SLURM_JOB_END_TIME", "SLURM_JOB_ID", "AUTOEXP_ATTEMPT"):
+        monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def loader(samples: int = 8, seed: int = 0, batch_size: int = 2, shuffle: bool = False) -> DataLoader[Any]:
+    draws = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(samples, 3, generator=draws)
+    return DataLoader(
+        TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=batch_size, shuffle=shuffle
+    )
+
+
+def step(trainer: Any, batch: Any, batch_idx: int, loader_idx: int, name: str) -> dict[str, Any]:
+    inputs, wanted = batch
+    return {"loss": nn.functional.mse_loss(trainer.model(inputs), wanted)}
+
+
+def made(
+    directory: Path,
+    *,
+    model: Callable[[], nn.Module] | None = None,
+    optimizers: Callable[[nn.Module], list[Any]] | None = None,
+    schedulers: Callable[[list[Any]], list[Any]] = lambda _: [],
+    step: Any = step,
+    hooks: tuple[TrainerHooks, ...] = (),
+    fabric: Any = None,
+    **config: Any,
+) -> GenericTrainer:
+    torch.manual_seed(1)
+    module = model() if model else nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
+    adamw = lambda module: [torch.optim.AdamW(module.parameters(), lr=0.01)]  # noqa: E731
+    made_optimizers = (optimizers or adamw)(module)
+    checkpoint = config.pop("checkpoint", {})
+    trainer = GenericTrainer(
+        GenericTrainerConfig(
+            seed=config.pop("seed", 3),
+            checkpoint=CheckpointConfig(root_dir=str(directory), **checkpoint),
+            **config,
+        ),
+        module,
+        made_optimizers,
+        schedulers(made_optimizers),
+        fabric,
+    )
+    trainer.set_training_step(step)
+    for hook in hooks:
+        trainer.hook_manager.register_hook(hook)
+    return trainer
+
+
+def weights(trainer: GenericTrainer) -> list[torch.Tensor]:
+    return [each.detach().clone() for each in trainer.module.parameters()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class Calls(TrainerHooks):
+    """Every event, with how many arguments came."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("on_"):
+            return lambda *arguments: self.seen.append(name)
+        return super().__getattribute__(name)
+
+
+class StopAt(TrainerHooks):
+    """Sends a signal behind an optimizer step, as a scheduler would."""
+
+    def __init__(self, step: int, signum: int = signal.SIGTERM) -> None:
+        self.step, self.signum = step, signum
+
+    def on_after_optimizer_step(self, trainer: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            signal.raise_signal(self.signum)
+
+
+# ---------------------------------------------------------------- one loop
+
+
+def test_a_loop_by_hand_gives_the_same_weights(tmp_path: Path) -> None:
+    """Windows of three batches and one of what is left, divided by how many they are, clipped, a scheduler."""
+    trainer = made(
+        tmp_path,
+        schedulers=lambda optimizers: [torch.optim.lr_scheduler.ExponentialLR(optimizers[0], 0.9)],
+        performance=PerformanceConfig(gradient_accumulation_steps=3, clip_grad_norm=0.5),
+    )
+    trainer.fit(loader(8), max_epochs=2)
+
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    torch.manual_seed(3)
+    for _ in range(2):
+        batches = [pair for pair in zip(*(each.split(2) for each in loader(8).dataset.tensors), strict=True)]
+        for window in (batches[:3], batches[3:]):
+            for inputs, wanted in window:
+                (nn.functional.mse_loss(model(inputs), wanted) / len(window)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    assert same(weights(trainer), list(model.parameters()))
+    assert trainer.global_step == 4
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    """Whoever runs it again gets what came out, and nothing is called or written."""
+    first = made(tmp_path)
+    first.fit([loader()], max_epochs=2)
+    files = sorted(path.name for path in first._keeper.directory.iterdir())
+    calls = Calls()
+    again = made(tmp_path, hooks=(calls,))
+    again.fit([loader()], max_epochs=2)
+    assert calls.seen == ["on_checkpoint_load"]
+    assert same(weights(again), weights(first))
+    assert sorted(path.name for path in first._keeper.directory.iterdir()) == files
+    longer = made(tmp_path)
+    longer.fit([loader()], max_epochs=3)
+    assert longer.global_step == 12
+    assert longer.phase is TrainerPhase.TRAINING_COMPLETE
+
+
+def test_steps_end_a_training_within_an_epoch_and_more_go_on_there(tmp_path: Path) -> None:
+    """With what a longer training would have had."""
+    short = made(tmp_path / "a", max_steps=5)
+    short.fit(loader(), loader(4, 9), max_epochs=9)
+    assert (short.global_step, short.at.epoch, short.at.epoch_batches) == (5, 1, 1)
+    assert short.at.validated_at == 5
+    short = made(tmp_path / "a", max_steps=7)
+    short.fit(loader(), loader(4, 9), max_epochs=9)
+    whole = made(tmp_path / "b", max_steps=7)
+    whole.fit(loader(), loader(4, 9), max_epochs=9)
+    assert same(weights(short), weights(whole))
+
+
+def test_weights_of_losses_act(tmp_path: Path) -> None:
+    """A loader whose loss counts nothing changes nothing; one that counts more moves the weights further."""
+    names = MultiDataLoaderConfig(sampling_strategy=SamplingStrategy.SEQUENTIAL)
+    sgd = lambda model: [torch.optim.SGD(model.parameters(), lr=0.01)]  # noqa: E731
+
+    def trained(name: str, *factors: float) -> list[torch.Tensor]:
+        trainer = made(
+            tmp_path / name,
+            model=lambda: nn.Linear(3, 1),
+            optimizers=sgd,
+            train_loader_config=names,
+            loss_weights_per_loader=factors,
+            performance=PerformanceConfig(clip_grad_norm=None),
+        )
+        trainer.fit([loader(2), loader(2, 1)])
+        return weights(trainer)
+
+    alone = made(
+        tmp_path / "alone",
+        model=lambda: nn.Linear(3, 1),
+        optimizers=sgd,
+        performance=PerformanceConfig(clip_grad_norm=None),
+    )
+    alone.fit(loader(2))
+    assert same(trained("none", 1.0, 0.0), weights(alone))
+    assert not same(trained("more", 1.0, 5.0), trained("equal", 1.0, 1.0))
+
+
+def test_a_loader_steps_its_own_optimizer(tmp_path: Path) -> None:
+    """And no other; gradients that others left behind are gone by the next step."""
+    model = nn.ModuleDict({"a": nn.Linear(3, 1), "b": nn.Linear(3, 1)})
+    before = {name: module.weight.detach().clone() for name, module in model.items()}
+
+    def both(trainer: Any, batch: Any, *_: Any) -> torch.Tensor:
+        return sum(nn.functional.mse_loss(each(batch[0]), batch[1]) for each in trainer.module.values())
+
+    trainer = made(
+        tmp_path,
+        model=lambda: model,
+        optimizers=lambda model: [torch.optim.SGD(each.parameters(), lr=0.1) for each in model.values()],
+        schedulers=lambda optimizers: [
+            torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in optimizers
+        ],
+        step=both,
+        per_loader_optimizer_id=[1],
+    )
+    trainer.fit(loader(2))
+    assert torch.equal(model["a"].weight, before["a"])
+    assert not torch.equal(model["b"].weight, before["b"])
+    assert [each.param_groups[0]["lr"] for each in trainer.optimizers] == [0.1, 0.05]
+
+
+def test_schedulers_step_as_they_are_told(tmp_path: Path) -> None:
+    """Each step, each epoch, or by a metric of validation."""
+    seen = {}
+
+    def schedulers(optimizers: list[Any]) -> list[Any]:
+        seen["step"] = torch.optim.lr_scheduler.StepLR(optimizers[0], 100)
+        seen["epoch"] = torch.optim.lr_scheduler.StepLR(optimizers[0], 100)
+        seen["plateau"] = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizers[0])
+        return [seen["step"], (seen["epoch"], "epoch"), {"scheduler": seen["plateau"], "monitor": "val_loss"}]
+
+    made(tmp_path, schedulers=schedulers).fit(loader(8), loader(2), max_epochs=3)
+    assert (seen["step"].last_epoch, seen["epoch"].last_epoch, seen["plateau"].last_epoch) == (12, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda *_: {"loss": 1.0}, "it is 1.0, no tensor"),
+        (lambda *_: {"loss": torch.ones(())}, "depends on no parameter"),
+        (lambda t, b, *_: t.model(b[0]), "it has 2 numbers"),
+    ],
+)
+def test_a_loss_that_cannot_be_minimised_is_refused(tmp_path: Path, wrong: Any, message: str) -> None:
+    """Where others would train nothing and say nothing."""
+    with pytest.raises(TrainerError, match=message):
+        made(tmp_path, step=wrong).fit(loader())
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    """Before anything is trained."""
+    with pytest.raises(ValueError, match="no training step"):
+        GenericTrainer(GenericTrainerConfig(), nn.Linear(1, 1), torch.optim.SGD([torch.ones(1)])).fit(
+            loader()
+        )
+    with pytest.raises(ValueError, match="at least one loader"):
+        made(tmp_path).fit([])
+    with pytest.raises(ValueError, match="at least one optimizer"):
+        GenericTrainer(GenericTrainerConfig(), nn.Linear(1, 1), [])
+    with pytest.raises(ValueError, match="has 2 items for 1 train_loaders"):
+        made(tmp_path, loss_weights_per_loader=(1, 2)).fit(loader())
+    with pytest.raises(ValueError, match="names optimizer 1, and there are 1"):
+        made(tmp_path, per_loader_optimizer_id=(1,))
+
+
+def test_seed_001_spellings_and_experiments_are_taken(tmp_path: Path) -> None:
+    """`optimizer=` and `scheduler=`, and an experiment's config in place of the trainer's."""
+    config = ExperimentConfig(
+        experiment_name="a/b",
+        training=TrainingConfig(max_epochs=2, gradient_accumulation_steps=2),
+        checkpoint=CheckpointConfig(root_dir=str(tmp_path)),
+    )
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = GenericTrainer(config, model, optimizer=optimizer)
+    trainer.set_training_step(step)
+    trainer.fit(loader(8))
+    assert trainer.global_step == 4
+    (directory,) = tmp_path.iterdir()
+    assert directory.name.startswith("a_b_")
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def test_every_event_reaches_a_hook_in_order(tmp_path: Path) -> None:
+    """One epoch of one batch, with validation and a checkpoint."""
+    calls = Calls()
+    made(tmp_path, hooks=(calls,)).fit(loader(2), loader(2), max_epochs=1)
+    assert calls.seen == [
+        "on_train_start",
+        "on_epoch_start",
+        "on_train_batch_start",
+        "on_before_forward",
+        "on_after_forward",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+        "on_gradient_clip",
+        "on_after_optimizer_step",
+        "on_train_batch_end",
+        "on_validation_start",
+        "on_validation_batch_start",
+        "on_validation_batch_end",
+        "on_validation_end",
+        "on_epoch_end",
+        "on_checkpoint_save",
+        "on_checkpoint_save",
+        "on_train_end",
+    ]
+
+
+def test_every_phase_is_reached(tmp_path: Path) -> None:
+    """Over a training with validation, checkpoints and a loss that is passed over; and one that fails."""
+    seen: set[TrainerPhase] = {TrainerPhase.INIT}
+
+    class Phases(TrainerHooks):
+        def __getattribute__(self, name: str) -> Any:
+            if name.startswith("on_"):
+                return lambda trainer, *_: seen.update(trainer._phases.history)
+            return super().__getattribute__(name)
+
+    calls = iter(range(100))
+
+    def sometimes(trainer: Any, batch: Any, *_: Any) -> torch.Tensor:
+        loss = step(trainer, batch, 0, 0, "")["loss"]
+        return loss * math.nan if next(calls) == 1 else loss
+
+    trainer = made(
+        tmp_path,
+        step=sometimes,
+        hooks=(Phases(),),
+        fault_tolerance=FaultToleranceConfig(nonfinite_loss="skip"),
+    )
+    trainer.fit(loader(8), loader(2), max_epochs=1)
+    seen.update(trainer._phases.history)
+    failing = made(tmp_path / "b", step=lambda *_: 1.0)
+    with pytest.raises(TrainerError, match="it is 1.0, no tensor"):
+        failing.fit(loader())
+    seen.update(failing._phases.history)
+    assert seen == set(TrainerPhase)
+
+
+# ---------------------------------------------------------------- validation, early stopping
+
+
+def test_validation_leaves_no_trace_in_training(tmp_path: Path) -> None:
+    """Neither in random numbers, nor in modes of modules."""
+    without = made(tmp_path / "a")
+    without.fit(loader(shuffle=True), max_epochs=3)
+    frozen = made(
+        tmp_path / "b",
+        validation=ValidationConfig(frequency=ValidationFrequency.EVERY_N_STEPS, every_n_steps=2),
+    )
+    frozen.fit(loader(shuffle=True), [loader(4, 5, shuffle=True)], max_epochs=3)
+    assert same(weights(without), weights(frozen))
+    assert frozen.at.validated_at == 12
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "value"),
+    [
+        (ValidationAggregation.MICRO_AVG_WEIGHTED_BY_SAMPLES, (6 * 1 + 2 * 5) / 8),
+        (ValidationAggregation.MACRO_AVG_EQUAL_LOADERS, 3.0),
+        (ValidationAggregation.PRIMARY_METRIC_PER_LOADER, 1.0),
+        (ValidationAggregation.CUSTOM, 5.0),
+    ],
+)
+def test_validation_loaders_give_one_figure(
+    tmp_path: Path, aggregation: ValidationAggregation, value: float
+) -> None:
+    """Weighted by samples, by loaders, of the first one, or as the program says."""
+    trainer = made(tmp_path, validation=ValidationConfig(aggregation=aggregation))
+    trainer.set_validation_step(lambda t, b, i, loader, n: {"loss": 1.0 + 4 * loader})
+    trainer.set_validation_aggregation(lambda of: {"loss": max(each["loss"] for each in of.values())})
+    trainer.fit(loader(), [loader(6), loader(2)])
+    assert trainer.at.val_metrics["val/loss"] == value
+    assert trainer.at.val_metrics["val/dl_val_dl1/loss"] == 5.0
+
+
+@pytest.mark.parametrize("name", ["val_loss", "val/loss"])
+def test_early_stopping_counts_on_after_a_restart(tmp_path: Path, name: str) -> None:
+    """Its state is in the checkpoint; the end is final, whatever epochs are asked for."""
+
+    def trainer(*hooks: TrainerHooks) -> GenericTrainer:
+        found = made(tmp_path, hooks=hooks, early_stopping_patience=3, early_stopping_metric=name)
+        found.set_validation_step(lambda t, *_: {"loss": 1.0})
+        return found
+
+    with pytest.raises(Preempted):
+        trainer(StopAt(9)).fit(loader(), loader(2), max_epochs=50)
+    again = trainer()
+    again.fit(loader(), loader(2), max_epochs=50)
+    assert again.at.epoch == 4
+    assert "has not been better than 1 for 3 validations" in again.at.finished
+    more = trainer()
+    more.fit(loader(), loader(2), max_epochs=99)
+    assert more.at.epoch == 4
+
+
+def test_early_stopping_by_an_unknown_metric_is_an_error(tmp_path: Path) -> None:
+    """With the name that was meant, not a training that never stops early."""
+    with pytest.raises(TrainerError, match="no metric is called 'val_los'"):
+        made(tmp_path, early_stopping_patience=1, early_stopping_metric="val_los").fit(loader(), loader(2))
+
+
+def test_the_early_stopping_hook_of_a_config_ends_training(tmp_path: Path) -> None:
+    """Unless the config says that only its own patience counts."""
+    arguments = {"EarlyStoppingHook": {"patience": 1, "min_delta": 10.0}}
+    hooks = HooksConfig(enable_early_stopping_hook=True, hook_configs=arguments)
+    config = GenericTrainerConfig(hooks=hooks, checkpoint=CheckpointConfig(root_dir=str(tmp_path)))
+    model = nn.Linear(3, 1)
+    trainer = GenericTrainer(config, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.set_training_step(step)
+    trainer.fit(loader(), loader(2), max_epochs=50)
+    assert trainer.at.finished == "a hook has set should_stop"
+    assert trainer.at.epoch == 2
+
+
+# ---------------------------------------------------------------- losses that are no numbers
+
+
+def broken(at: int) -> Any:
+    """A step whose loss is no number in the call of that number."""
+    calls = iter(range(10**6))
+
+    def run(trainer: Any, batch: Any, *_: Any) -> torch.Tensor:
+        loss = step(trainer, batch, 0, 0, "")["loss"]
+        return loss * (math.nan if next(calls) == at else 1.0)
+
+    return run
+
+
+def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before it reaches the weights, and in a line that the orchestrator knows."""
+    trainer = made(tmp_path, step=broken(2))
+    with pytest.raises(NonFiniteLossError, match="loss nan or infinite behind step 2"):
+        trainer.fit(loader())
+    assert '@autoexp {"signal": "non_finite_loss", "step": 2}' in capsys.readouterr().out
+    assert all(bool(torch.isfinite(each).all()) for each in weights(trainer))
+
+
+def test_such_a_step_can_be_passed_over(tmp_path: Path) -> None:
+    """It is as if the batch had not been there, but for the random numbers it took."""
+    trainer = made(tmp_path, step=broken(1), fault_tolerance=FaultToleranceConfig(nonfinite_loss="skip"))
+    trainer.fit(loader(8))
+    assert (trainer.global_step, trainer.at.epoch) == (3, 1)
+    always = made(
+        tmp_path / "b",
+        step=lambda t, b, *_: step(t, b, 0, 0, "")["loss"] * math.inf,
+        fault_tolerance=FaultToleranceConfig(nonfinite_loss="skip", max_nonfinite=2),
+    )
+    with pytest.raises(NonFiniteLossError, match="for the 3th time in a row"):
+        always.fit(loader(8))
+
+
+def test_or_training_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    """Weights and steps are those of the checkpoint; batches go on behind the one that did it."""
+    seen = []
+
+    class Weights(TrainerHooks):
+        def on_train_batch_end(self, trainer: Any) -> None:
+            seen.append((trainer.global_step, weights(trainer)))
+
+    trainer = made(
+        tmp_path,
+        step=broken(3),
+        hooks=(Weights(),),
+        checkpoint={"save_every_n_steps": 2},
+        fault_tolerance=FaultToleranceConfig(nonfinite_loss="rollback"),
+    )
+    trainer.fit(loader(12))
+    assert [number for number, _ in seen] == [1, 2, 3, 2, 3, 4]
+    assert same(seen[3][1], seen[1][1])
+    nothing = made(
+        tmp_path / "b", step=broken(0), fault_tolerance=FaultToleranceConfig(nonfinite_loss="rollback")
+    )
+    with pytest.raises(NonFiniteLossError, match="no checkpoint to go back to"):
+        nothing.fit(loader())
+
+
+# ---------------------------------------------------------------- checkpoints, leaving and coming back
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+)
+def test_a_signal_is_obeyed_behind_the_step(tmp_path: Path, signum: int, code: int) -> None:
+    """With an emergency checkpoint, an exit code that says which it was, and the handlers as they were."""
+    before = signal.getsignal(signum)
+    trainer = made(tmp_path, hooks=(StopAt(2, signum),), checkpoint={"save_every_n_epochs": None})
+    with pytest.raises(Preempted, match="training stopped behind step 2") as left:
+        trainer.fit(loader(), max_epochs=2)
+    assert left.value.code == code
+    assert signal.getsignal(signum) == before
+    assert trainer.phase is TrainerPhase.ERROR_RECOVERABLE
+    again = made(tmp_path)
+    again.fit(loader(), max_epochs=2)
+    whole = made(tmp_path / "whole")
+    whole.fit(loader(), max_epochs=2)
+    assert same(weights(again), weights(whole))
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """The first one waits for the step."""
+
+    class Twice(TrainerHooks):
+        def on_before_forward(self, trainer: Any) -> None:
+            if trainer.global_step == 1:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, hooks=(Twice(),)).fit(loader())
+
+
+def test_a_signal_during_validation_repeats_the_validation(tmp_path: Path) -> None:
+    """What was validated counts once, and metrics are those of the undisturbed training."""
+
+    class During(TrainerHooks):
+        def on_validation_batch_start(self, trainer: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.at.epoch == 1 and batch_idx == 1:
+                signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.raises(Preempted):
+        made(tmp_path / "a", hooks=(During(),)).fit(loader(), loader(8, 7), max_epochs=3)
+    again = made(tmp_path / "a", fault_tolerance=FaultToleranceConfig(verify_deterministic_resume=True))
+    again.fit(loader(), loader(8, 7), max_epochs=3)
+    whole = made(tmp_path / "b")
+    whole.fit(loader(), loader(8, 7), max_epochs=3)
+    assert same(weights(again), weights(whole))
+    assert again.at == whole.at
+    assert again.metrics.state_dict() == whole.metrics.state_dict()
+
+
+def test_training_leaves_before_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the orchestrator or Slurm tell it, with the exit code of the signal that the config names."""
+    for name in ("AUTOEXP_DEADLINE", "SLURM_JOB_END_TIME"):
+        monkeypatch.setenv(name, str(time.time() - 1))
+        with pytest.raises(Preempted, match="the time limit is near") as left:
+            made(tmp_path / name, preemption=PreemptionConfig(signal="SIGTERM")).fit(loader())
+        assert left.value.code == 143
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AUTOEXP_DEADLINE", str(time.time() + 3600))
+    made(tmp_path / "far").fit(loader())
+
+
+def test_slurm_is_asked_for_a_requeue_where_nobody_else_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with the task of an array; not under the orchestrator."""
+    program = tmp_path / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with pytest.raises(Preempted):
+        made(tmp_path / "a", hooks=(StopAt(1),)).fit(loader())
+    monkeypatch.setenv("AUTOEXP_ATTEMPT", "1")
+    with pytest.raises(Preempted):
+        made(tmp_path / "b", hooks=(StopAt(1),)).fit(loader())
+    assert (tmp_path / "asked").read_text() == "requeue 11_3\n"
+
+
+def test_checkpoints_are_written_by_steps_epochs_and_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each behind an optimizer step; the names say which."""
+    saved: list[str] = []
+
+    class Saved(TrainerHooks):
+        def on_checkpoint_save(self, trainer: Any, path: Path) -> None:
+            saved.append(path.name)
+
+    made(tmp_path / "a", hooks=(Saved(),), checkpoint={"save_every_n_steps": 3}).fit(loader(), max_epochs=2)
+    assert saved == [
+        *("epoch_000_step_000003.ckpt", "epoch_001_step_000004.ckpt", "epoch_001_step_000006.ckpt"),
+        *("epoch_002_step_000008.ckpt", "epoch_002_step_000008.ckpt"),
+    ]
+    saved.clear()
+    rare = {"save_every_n_epochs": 2, "save_every_n_minutes": 1e-9}
+    made(tmp_path / "b", hooks=(Saved(),), checkpoint=rare).fit(loader(4))
+    assert saved[:2] == ["epoch_000_step_000001.ckpt", "epoch_001_step_000002.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a warning that names it; where all are damaged nothing is trained, and nothing removed."""
+    trainer = made(tmp_path, hooks=(StopAt(6),), checkpoint={"save_every_n_steps": 2})
+    with pytest.raises(Preempted):
+        trainer.fit(loader(), max_epochs=3)
+    newest = trainer._keeper.directory / "epoch_001_step_000006.ckpt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    again = made(tmp_path)
+    again.fit(loader(), max_epochs=3)
+    assert "epoch_001_step_000006.ckpt is passed over" in caplog.text
+    whole = made(tmp_path / "whole")
+    whole.fit(loader(), max_epochs=3)
+    assert same(weights(again), weights(whole))
+    for path in trainer._keeper.directory.glob("epoch*.ckpt"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none is complete and undamaged"):
+        made(tmp_path).fit(loader(), max_epochs=3)
+
+
+def test_checkpoints_by_hand(tmp_path: Path) -> None:
+    """Saved and loaded outside of training; what was loaded wins over what is newest."""
+    trainer = made(tmp_path)
+    path = trainer.save_checkpoint()
+    assert path.name == "epoch_000_step_000000.ckpt"
+    trainer.fit(loader(), max_epochs=1)
+    best = trainer.save_emergency_checkpoint()
+    trained = weights(trainer)
+    other = made(tmp_path)
+    other.load_checkpoint(best)
+    assert same(weights(other), trained)
+    other.fit(loader(), max_epochs=2)
+    assert other.global_step == 8
+
+    class Early(TrainerHooks):
+        def on_before_forward(self, trainer: Any) -> None:
+            trainer.save_checkpoint()
+
+    hooks = HooksConfig(continue_on_hook_error=False)
+    config = GenericTrainerConfig(hooks=hooks, checkpoint=CheckpointConfig(root_dir=str(tmp_path / "c")))
+    model = nn.Linear(3, 1)
+    within = GenericTrainer(config, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    within.set_training_step(step)
+    within.hook_manager.register_hook(Early())
+    with pytest.raises(TrainerError, match="within an optimizer step"):
+        within.fit(loader())
+
+
+def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
+    """Another model, another number of optimizers."""
+    made(tmp_path).fit(loader())
+    with pytest.raises(TrainerError, match="holds another model"):
+        made(tmp_path, model=lambda: nn.Linear(3, 1)).fit(loader(), max_epochs=2)
+    two = lambda model: [torch.optim.SGD(each.parameters()) for each in (model[0], model[2])]  # noqa: E731
+    with pytest.raises(AutoexpError, match="holds 1 optimizers, and there are 2"):
+        made(tmp_path, optimizers=two).fit(loader(), max_epochs=2)
+
+
+def test_a_training_may_begin_with_weights_of_another(tmp_path: Path) -> None:
+    """Of a checkpoint, or as a function reads them; optimizers and steps begin anew."""
+    first = made(tmp_path / "a")
+    first.fit(loader())
+    path = first._keeper.directory / "latest.ckpt"
+    begun = {}
+
+    class Begin(TrainerHooks):
+        def on_train_start(self, trainer: Any) -> None:
+            begun["weights"], begun["step"] = weights(trainer), trainer.global_step
+
+    made(tmp_path / "b", hooks=(Begin(),)).fit(loader(), resume_from_checkpoint=path)
+    assert same(begun["weights"], weights(first))
+    assert begun["step"] == 0
+    half = made(tmp_path / "c", hooks=(Begin(),), warm_start=WarmStartConfig(strict=True))
+    some = {"0.weight": torch.ones(4, 3)}
+    half.set_warm_start_loader(lambda path: WarmStartResult(some, strict=False))
+    half.fit(loader(), resume_from_checkpoint=path)
+    assert torch.equal(begun["weights"][0], torch.ones(4, 3))
+    manual = made(
+        tmp_path / "d", hooks=(Begin(),), preemption=PreemptionConfig(resume_from_latest_symlink=False)
+    )
+    manual.fit(loader(), max_epochs=2, resume_from_checkpoint=path)
+    assert begun["step"] == 4
+
+
+# ---------------------------------------------------------------- Fabric, and the compiler
+
+
+def test_fabric_on_one_device_trains_the_same(tmp_path: Path) -> None:
+    """Bit by bit, and its checkpoints are those of a training without it."""
+    from lightning.fabric import Fabric
+
+    plain = made(tmp_path / "a", performance=PerformanceConfig(gradient_accumulation_steps=2))
+    plain.fit(loader(shuffle=True), loader(4), max_epochs=2)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with pytest.raises(Preempted):
+        made(
+            tmp_path / "b",
+            fabric=fabric,
+            hooks=(StopAt(2),),
+            performance=PerformanceConfig(gradient_accumulation_steps=2),
+        ).fit(loader(shuffle=True), loader(4), max_epochs=2)
+    again = made(tmp_path / "b", performance=PerformanceConfig(gradient_accumulation_steps=2))
+    again.fit(loader(shuffle=True), loader(4), max_epochs=2)
+    assert same(weights(plain), weights(again))
+    assert again.metrics.state_dict() == plain.metrics.state_dict()
+
+
+def test_half_precision_comes_from_fabric(tmp_path: Path) -> None:
+    """The model computes in bf16, and keeps its weights in 32 bits."""
+    from lightning.fabric import Fabric
+
+    seen = []
+
+    class Layer(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            out = super().forward(inputs)
+            seen.append(out.dtype)
+            return out
+
+    trainer = made(
+        tmp_path,
+        model=lambda: Layer(3, 1),
+        fabric=Fabric(accelerator="cpu", devices=1, precision="bf16-mixed"),
+    )
+    trainer.fit(loader())
+    assert set(seen) == {torch.bfloat16}
+    assert weights(trainer)[0].dtype == torch.float32
+
+
+def test_a_model_that_is_to_be_compiled_is(tmp_path: Path) -> None:
+    """The compiler sees its graph; checkpoints have the names of the model as it was given."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.register_backend(backend, name="noting")
+    trainer = made(tmp_path, performance=PerformanceConfig(compile_model=True, compile_backend="noting"))
+    trainer.fit(loader())
+    assert graphs
+    assert list(trainer.module.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    plain = made(tmp_path)
+    plain.fit(loader(), max_epochs=1)
+    assert same(weights(plain), weights(trainer))
