@@ -105,7 +105,7 @@ class ConsoleLogger(Logger):
             said = {**said, "metrics": _without_only_loader(said["metrics"])}
         line = json.dumps(_plain(said))
         if len(line) > _MAX_LINE and "metrics" in said:
-            metrics = {name: value for name, value in said["metrics"].items() if "/dl_" not in name}
+            metrics = {name: value for name, value in said["metrics"].items() if "dl_" not in name}
             line = json.dumps(_plain({**said, "metrics": dict(list(metrics.items())[:100])}))
         self._write(f"@autoexp {line}\n")
 

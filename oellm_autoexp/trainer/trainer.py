@@ -295,8 +295,8 @@ class GenericTrainer(Beginning):
     def _healthy(self) -> bool:
         """Whether the losses of a window are numbers; else what the config says has been done.
 
-        Where training ends at such a loss, and to look would make a device or other ranks wait, that is put off
-        until ranks talk (`_watch`) or a checkpoint is cut, whichever comes first.
+        Where training ends at such a loss, and to look would make a device or other ranks wait, that is put
+        off until ranks talk (`_watch`) or a checkpoint is cut, whichever comes first.
         """
         losses, self._losses = self._losses, []
         bad: Any

@@ -39,7 +39,6 @@ from oellm_autoexp.trainer import (
     WarmStartResult,
 )
 
-
 #: Where Slurm's programs are installed, Fabric says so.
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available")
 
@@ -136,7 +135,7 @@ class StopAt(TrainerHooks):
 
 
 def test_a_loop_by_hand_gives_the_same_weights(tmp_path: Path) -> None:
-    """Windows of three batches and one of what is left, divided by how many they are, clipped, a scheduler."""
+    """Windows of three batches and one of what is left, divided by how many they are, and clipped."""
     trainer = made(
         tmp_path,
         schedulers=lambda optimizers: [torch.optim.lr_scheduler.ExponentialLR(optimizers[0], 0.9)],
@@ -150,7 +149,7 @@ def test_a_loop_by_hand_gives_the_same_weights(tmp_path: Path) -> None:
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     torch.manual_seed(3)
     for _ in range(2):
-        batches = [pair for pair in zip(*(each.split(2) for each in loader(8).dataset.tensors), strict=True)]
+        batches = list(zip(*(each.split(2) for each in loader(8).dataset.tensors), strict=True))
         for window in (batches[:3], batches[3:]):
             for inputs, wanted in window:
                 (nn.functional.mse_loss(model(inputs), wanted) / len(window)).backward()
@@ -360,7 +359,7 @@ def test_every_phase_is_reached(tmp_path: Path) -> None:
     trainer.fit(loader(8), loader(2), max_epochs=1)
     seen.update(trainer._phases.history)
     failing = made(tmp_path / "b", step=lambda *_: 1.0)
-    with pytest.raises(TrainerError, match="it is 1.0, no tensor"):
+    with pytest.raises(TrainerError, match=r"it is 1\.0, no tensor"):
         failing.fit(loader())
     seen.update(failing._phases.history)
     assert seen == set(TrainerPhase)

@@ -1,0 +1,177 @@
+"""The trainer as a program: the example language model, on one process and two, and in a sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "lm"
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    """The example, small enough for a test."""
+    config: dict[str, Any] = json.loads((EXAMPLE / "config.json").read_text())
+    config["model"].update(hidden_size=16, num_layers=1, heads=2, context=16)
+    config["data"].update(context=16, path="lm.py", batch_size=8)
+    config["training"].update(max_steps=30, log_frequency=5, save_frequency=10)
+    config["logging"].update(log_scalars_every_n_steps=5)
+    config["validation"].update(every_n_steps=15)
+    config["scheduler"].update(warmup_steps=2)
+    config["optimizer"].update(lr=0.02)
+    return config
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AUTOEXP_", "SLURM_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+
+def run(config: dict[str, Any], directory: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "oellm_autoexp.trainer", "--json", json.dumps(config)],
+        cwd=EXAMPLE,
+        env=environment(AUTOEXP_CHECKPOINT_DIR=str(directory), **more),
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+
+
+def told(output: str, name: str) -> dict[int, float]:
+    """The curve of a metric in what a training said."""
+    curve = {}
+    for line in output.splitlines():
+        if "@autoexp" in line:
+            said = json.loads(line.partition("@autoexp")[2])
+            if name in said.get("metrics", {}):
+                curve[said["progress"]["step"]] = said["metrics"][name]
+    return curve
+
+
+def test_the_example_learns_and_is_not_trained_twice(base: dict[str, Any], tmp_path: Path) -> None:
+    """From guessing to less than that, in a few steps; with torch and the standard library alone."""
+    blocked = tmp_path / "blocked"
+    for name in ("compoconf", "yaml", "rich", "typer", "hydra", "omegaconf", "lightning", "jinja2"):
+        (blocked / name).mkdir(parents=True)
+        (blocked / name / "__init__.py").write_text("raise ImportError('not in this container')\n")
+    path = f"{blocked}:{ROOT}"
+    done = run(base, tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    losses = told(done.stdout, "loss")
+    assert list(losses) == [5, 10, 15, 20, 25, 30]
+    assert losses[5] > losses[30] + 0.5
+    assert set(told(done.stdout, "val/loss")) == {15, 30}
+    again = run(base, tmp_path, PYTHONPATH=path)
+    assert again.returncode == 0
+    assert "this training is complete" in again.stderr
+    assert not told(again.stdout, "loss")
+
+
+def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: Path) -> None:
+    """Started by Fabric, they share the samples, and go on from where they were told to leave."""
+    config = {
+        **base,
+        "ddp": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"},
+        "performance": {"gradient_accumulation_steps": 2},
+    }
+    config["training"] = {**base["training"], "max_steps": 10, "log_frequency": 5, "save_frequency": 100}
+    whole = run(config, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    left = run(config, tmp_path / "left", AUTOEXP_DEADLINE="1")
+    assert left.returncode == 138, left.stderr
+    assert '@autoexp {"signal": "time_limit", "step": 1}' in left.stdout
+    again = run(config, tmp_path / "left")
+    assert again.returncode == 0, again.stderr
+    for name in ("loss", "val/loss", "grad_norm"):
+        assert told(again.stdout, name) == told(whole.stdout, name)
+
+
+@pytest.mark.kill9
+def test_a_sweep_of_it_that_is_killed_ends_with_the_same_losses(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each training is killed with SIGKILL once in the middle; the orchestrator takes it up again."""
+    for name, value in environment(AUTOEXP_REGISTRY=str(tmp_path / "registry")).items():
+        monkeypatch.setenv(name, value)
+    base["training"].update(max_steps=40, save_frequency=5)
+    finals = []
+    for killed in (False, True):
+        directory = tmp_path / str(killed)
+        directory.mkdir()
+        config = {
+            "defaults": [
+                *({"project": "default"}, {"scheduler": "local"}, {"backend": "fabric"}),
+                *({"monitoring": "fabric"}, {"restart": "fabric"}, "_self_"),
+            ],
+            "project": {"name": "lm", "base_output_dir": "./outputs"},
+            "backend": {
+                "python": sys.executable,
+                "cwd": str(EXAMPLE),
+                "experiment": {key: value for key, value in base.items() if key != "experiment_name"},
+            },
+            "sweep": {"axes": {"backend.experiment.optimizer.lr": [0.02, 0.005]}},
+        }
+        (directory / "sweep.yaml").write_text(json.dumps(config))
+        command = [
+            sys.executable,
+            "-m",
+            "oellm_autoexp.cli.main",
+            "submit",
+            str(directory / "sweep.yaml"),
+            "--local",
+        ]
+        with subprocess.Popen(
+            command, cwd=directory, stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT
+        ) as loop:
+            if killed:
+                kill_each(directory / "outputs", 2)
+            output, _ = loop.communicate(timeout=250)
+        assert loop.returncode == 0, output
+        logs = sorted((directory / "outputs").rglob("*.out")) or sorted(
+            (directory / "outputs").rglob("*.log")
+        )
+        curves: dict[str, dict[int, float]] = {}
+        for log in logs:
+            name = "0.005" if '"lr": 0.005' in log.read_text() or "0.005" in log.name else "0.02"
+            curves.setdefault(name, {}).update(told(log.read_text(), "val/loss"))
+        finals.append({name: curve[max(curve)] for name, curve in curves.items()})
+    assert len(finals[0]) == 2
+    assert finals[0] == finals[1]
+
+
+def kill_each(outputs: Path, trainings: int) -> None:
+    """Kill each training with SIGKILL, once it has saved a checkpoint."""
+    killed: set[str] = set()
+    give_up = time.monotonic() + 200
+    while len(killed) < trainings and time.monotonic() < give_up:
+        for process in Path("/proc").iterdir():
+            if not process.name.isdecimal():
+                continue
+            try:
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+                place = next(
+                    (
+                        each.partition(b"=")[2].decode()
+                        for each in (process / "environ").read_bytes().split(b"\0")
+                        if each.startswith(b"AUTOEXP_CHECKPOINT_DIR=")
+                    ),
+                    "",
+                )
+            except OSError:
+                continue
+            mine = words[1:3] == ["-m", "oellm_autoexp.trainer"] and place.startswith(str(outputs))
+            if mine and place not in killed and list(Path(place).rglob("step-*.json")):
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.add(place)
+        time.sleep(0.01)
+    assert len(killed) == trainings
