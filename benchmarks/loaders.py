@@ -4,7 +4,7 @@
 
 Shuffled loaders over tensors in memory, 32 samples of 64 numbers a batch, that take turns one batch each; all
 with full resumability on. The bare loop calls `next` on the iterators of the same loaders in turn. Both are
-read alternately, and the best of three passes counts; CPU is that of the process that reads. Then: a state,
+read alternately, and the best of seven passes counts; CPU is that of the process that reads. Then: a state,
 and going on at the middle of an epoch.
 """
 
@@ -23,7 +23,7 @@ from oellm_autoexp.core.experiment import MultiDataLoaderConfig
 from oellm_autoexp.trainer.loaders import LoaderSet
 
 SIZE = 32
-REPEATS = 3
+REPEATS = 7
 
 
 class Rows(Dataset[torch.Tensor]):

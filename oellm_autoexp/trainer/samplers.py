@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,7 +19,7 @@ import torch
 _AT_ONCE = 64
 
 #: The samples of one pass in the order of all processes together.
-Order = Sequence[Any] | torch.Tensor
+Order: TypeAlias = "Sequence[Any] | torch.Tensor"
 
 
 @contextmanager
