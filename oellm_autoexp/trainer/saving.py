@@ -62,7 +62,10 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         # What is said in the background must not meet what the training says meanwhile.
-        self._group = dist.new_group(backend="gloo") if shards and _distributed() else None
+        if shards and not _distributed():
+            hint = "call torch.distributed.init_process_group (or fabric.launch) first"
+            raise CheckpointError("shards are written by processes that train together", hint=hint)
+        self._group = dist.new_group(backend="gloo") if shards else None
 
     def __enter__(self) -> Saver:
         return self

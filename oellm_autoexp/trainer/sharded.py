@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from oellm_autoexp.checkpoints.effects import Disk
 from oellm_autoexp.checkpoints.record import FileRecord
+from oellm_autoexp.errors import CheckpointError
 from oellm_autoexp.trainer.summing import CheckingFile, SummingFile
 
 
@@ -50,16 +53,27 @@ class ShardWriter(FileSystemWriter):
 
     def records(self, name: str) -> list[FileRecord]:
         """Of the files that were written, below a directory that is to be called `name`."""
-        return [replace(file, path=f"{name}/{file.path}") for file in self._summing.records.values()]
+        return [replace(file, path=f"{name}/{own}") for own, file in self._summing.records.items()]
 
 
 def write(state: dict[str, Any], writer: ShardWriter, group: dist.ProcessGroup | None) -> None:
     """Write a state together with the other processes of the group.
 
     Raises:
-        Exception: one of them could not; the same in all of them.
+        CheckpointError: one of them could not; in all of them.
     """
-    save(state, storage_writer=writer, process_group=group, no_dist=not dist.is_initialized())
+    with _named("could not be saved"):
+        save(state, storage_writer=writer, process_group=group)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Torch's error is no Exception, and holds the tracebacks of all processes."""
+    try:
+        yield
+    except CheckpointException as error:
+        why = "; ".join(f"rank {rank}: {each[0]}" for rank, each in sorted(error.failures.items()))
+        raise CheckpointError(f"{what}: {why}") from error
 
 
 def problem(root: Path, files: tuple[FileRecord, ...]) -> str:
@@ -76,13 +90,15 @@ def problem(root: Path, files: tuple[FileRecord, ...]) -> str:
 
 
 def read(into: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
-    """Fill the tensors of a state, and replace its other values."""
-    load(
-        into,
-        storage_reader=FileSystemReader(path),
-        process_group=group,
-        no_dist=not dist.is_initialized(),
-    )
+    """Fill the tensors of a state, and replace its other values.
+
+    Raises:
+        CheckpointError: the checkpoint is of another form.
+    """
+    reader = FileSystemReader(path)
+    with _named(f"{path.name} cannot be loaded"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(into, storage_reader=reader, process_group=group, no_dist=not dist.is_initialized())
 
 
 def gathered(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
