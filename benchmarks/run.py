@@ -32,6 +32,7 @@ BENCHMARKS = {
     "grid": ("grid.py", ("1000", "10000"), ("100",)),
     "loaders": ("loaders.py", ("4000",), ("64",)),
     "generate": ("generate.py", ("100", "1000"), ("100",)),
+    "checkpoints": ("checkpoints.py", ("302", "15"), ("2", "1")),
     "slurm_submit": ("slurm.py", ("submit", "1000", "100"), ("submit", "20", "5")),
     "slurm_poll": ("slurm.py", ("poll", "1", "100", "1000"), ("poll", "1", "120")),
 }

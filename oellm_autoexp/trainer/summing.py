@@ -28,7 +28,7 @@ WIDTH = 4093
 _ROWS = 8
 _CHUNK = WIDTH * _ROWS * 8
 #: What is smaller is not worth a second thread.
-_LARGE = 4 << 20
+_LARGE = 16 << 20
 _BUFFER = 1 << 20
 _THREADS = 4
 
@@ -43,8 +43,8 @@ class ColumnSums:
 
     def __init__(self) -> None:
         self._sums = torch.zeros(WIDTH, dtype=torch.int64)
-        self._scratch = memoryview(bytearray(_CHUNK))
-        self._words = torch.frombuffer(self._scratch, dtype=torch.int64)
+        self._scratch = memoryview(b"")
+        self._words = self._sums
 
     def add(self, offset: int, data: memoryview) -> None:
         """Bytes (`data` has the format of bytes) that stand at `offset` in the file."""
@@ -53,18 +53,22 @@ class ColumnSums:
             size = min(len(data), _CHUNK - offset % (WIDTH * 8))
             piece, lead = data[:size], offset % 8
             if piece.readonly or lead or size % 8:
+                if not self._scratch:
+                    self._scratch = memoryview(bytearray(_CHUNK))
+                    self._words = torch.frombuffer(self._scratch, dtype=torch.int64)
                 # Parts of a word add up to the word where zeros stand for the other bytes.
                 words = -(-(lead + size) // 8)
                 self._scratch[:lead] = bytes(lead)
                 self._scratch[lead : lead + size] = piece
                 self._scratch[lead + size : words * 8] = bytes(words * 8 - lead - size)
-                self._add(offset // 8, self._words[:words])
+                self.add_words(offset // 8, self._words[:words])
             else:
-                self._add(offset // 8, torch.frombuffer(piece, dtype=torch.int64))
+                self.add_words(offset // 8, torch.frombuffer(piece, dtype=torch.int64))
             offset += size
             data = data[size:]
 
-    def _add(self, index: int, words: torch.Tensor) -> None:
+    def add_words(self, index: int, words: torch.Tensor) -> None:
+        """At most `_ROWS` rows of words of 64 bits, the first of which is the one of number `index`."""
         column = index % WIDTH
         if column:
             head = words[: WIDTH - column]
@@ -213,8 +217,11 @@ class CheckingFile(io.RawIOBase):
         return done
 
     def _read_summed(self, start: int, view: memoryview) -> int:
-        parts = self._threads if len(view) >= _LARGE else 1
-        size = -(-len(view) // parts)
+        if len(view) < _LARGE:
+            self._sums.merge(self._read_part(start, view))
+            return len(view)
+        # Each part begins with a word.
+        size = -(-len(view) // (8 * self._threads)) * 8
         jobs = [
             self._pool.submit(self._read_part, start + first, view[first : first + size])
             for first in range(0, len(view), size)
@@ -225,13 +232,17 @@ class CheckingFile(io.RawIOBase):
 
     def _read_part(self, start: int, view: memoryview) -> ColumnSums:
         sums = ColumnSums()
-        while view:
+        words = None if start % 8 or len(view) % 8 else torch.frombuffer(view, dtype=torch.int64)
+        first = 0
+        while first < len(view):
             # From the end of a row on, whole chunks.
-            size = min(len(view), _CHUNK - start % (WIDTH * 8))
-            self._read(start, view[:size])
-            sums.add(start, view[:size])
-            start += size
-            view = view[size:]
+            last = min(len(view), first + _CHUNK - (start + first) % (WIDTH * 8))
+            self._read(start + first, view[first:last])
+            if words is None:
+                sums.add(start + first, view[first:last])
+            else:
+                sums.add_words((start + first) // 8, words[first // 8 : last // 8])
+            first = last
         return sums
 
     def _read(self, start: int, view: memoryview) -> int:
