@@ -31,6 +31,7 @@ BENCHMARKS = {
     "plan": ("plan.py", ("1000", "10000"), ("20",)),
     "grid": ("grid.py", ("1000", "10000"), ("100",)),
     "loaders": ("loaders.py", ("4000",), ("64",)),
+    "trainer": ("trainer.py", ("2000", "7"), ("20", "1")),
     "generate": ("generate.py", ("100", "1000"), ("100",)),
     "checkpoints": ("checkpoints.py", ("302", "15"), ("2", "1")),
     "slurm_submit": ("slurm.py", ("submit", "1000", "100"), ("submit", "20", "5")),

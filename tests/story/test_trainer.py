@@ -756,3 +756,16 @@ def test_a_model_that_is_to_be_compiled_is(tmp_path: Path) -> None:
     plain = made(tmp_path)
     plain.fit(loader(), max_epochs=1)
     assert same(weights(plain), weights(trainer))
+
+
+def test_the_script_of_the_docs_trains_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And does nothing when it is run again."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "trainer.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "trainer.md", "exec"), {})
+    assert '"progress": {"step": 640' in capsys.readouterr().out
+    exec(compile(code, "trainer.md", "exec"), {})
+    assert not capsys.readouterr().out
