@@ -262,6 +262,12 @@ class MetricsManager:
         best = {name: list(each) for name, each in self._best.items()}
         return {"interval": self.interval.state_dict(), "epoch": self.epoch.state_dict(), "best": best}
 
+    def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the states of several processes."""
+        self.load_state_dict(states[0])
+        self.interval = Tally.merged([state["interval"] for state in states])
+        self.epoch = Tally.merged([state["epoch"] for state in states])
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.interval.load_state_dict(state["interval"])
         self.epoch.load_state_dict(state["epoch"])

@@ -110,7 +110,11 @@ def restore(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
     restore_weights(trainer, payload)
     trainer.at.take(payload["position"])
     rank = min(trainer._engine.rank, payload["world_size"] - 1)
-    trainer.metrics.load_state_dict(payload["metrics"][rank])
+    if trainer._engine.world_size == payload["world_size"]:
+        trainer.metrics.load_state_dict(payload["metrics"][rank])
+    elif trainer._engine.rank == 0:
+        # Among other processes, the first one keeps the figures of all that there were.
+        trainer.metrics.load_merged(payload["metrics"])
     if trainer.early_stopping is not None and payload["early_stopping"] is not None:
         trainer.early_stopping.load_state_dict(payload["early_stopping"])
     trainer.hook_manager.load_state_dict(payload["hooks"][rank])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,17 @@ def test_two_ranks_of_which_one_is_told_leave_together(
             whole = trainings.trace(undisturbed, rank)
             assert lineage(trainings.trace(directory, rank), whole) == whole
             assert trainings.final(directory, rank) == trainings.final(undisturbed, rank)
+
+
+def test_one_process_goes_on_with_what_two_have_left(parent: trainings.Parent, tmp_path: Path) -> None:
+    """Stopped within an epoch: each sample of it is seen once, by the two or by the one."""
+    directory = tmp_path / "shrunk"
+    calls = parent.train(tmp_path / "undisturbed", 1, ranks=2)["calls"]
+    ends = parent.train(directory, 1, ranks=2, kill=(0, calls // 4, "SIGTERM"))["ends"]
+    assert ends == [143, 143], (directory / "log-0").read_text()
+    before = [json.loads(line) for rank in (0, 1) for line in trainings.trace(directory, rank)]
+    assert {seen[0] for seen, *_ in before} == {0}
+    assert parent.train(directory, 1, scale=2)["ends"] == [0], (directory / "log-0").read_text()
+    lines = {line for rank in (0, 1) for line in trainings.trace(directory, rank)}
+    samples = [sample for line in lines for sample in json.loads(line)[0][4] if json.loads(line)[0][0] == 0]
+    assert sorted(samples) == [*range(28), *range(1000, 1012)]

@@ -1,7 +1,8 @@
 """Small trainings in forked children, killed at any call, beside ones that nobody disturbs.
 
 Run as a program this is the warmed parent: it has torch loaded, and forks a child for each order it reads.
-An order is a line of JSON: {"directory", "accumulation", "ranks", "kill": [rank, call, signal] or null}.
+An order is a line of JSON: {"directory", "accumulation", "ranks", "scale" (of the data), "kill": [rank, call,
+signal] or null}.
 The answer is a line, too: {"ends": [exit code or -signal of each rank], "calls": how many there were}.
 """
 
@@ -24,7 +25,7 @@ EPOCHS = 2
 
 
 def training(
-    directory: Path, accumulation: int, rank: int = 0, ranks: int = 1
+    directory: Path, accumulation: int, rank: int = 0, ranks: int = 1, scale: int = 1
 ) -> tuple[Any, list[Any], list[Any]]:
     """A trainer with dropout, a step scheduler and two shuffled loaders that take turns by weight."""
     import torch
@@ -89,7 +90,7 @@ def training(
 
     trainer.set_training_step(step)
     trainer.hook_manager.register_hook(Trace())
-    return trainer, [loader(0, 14 * ranks), loader(1000, 6 * ranks)], [loader(2000, 4 * ranks, shuffle=False)]
+    return trainer, [loader(0, 14 * scale), loader(1000, 6 * scale)], [loader(2000, 4 * scale, shuffle=False)]
 
 
 def final_state(trainer: Any) -> dict[str, str]:
@@ -145,7 +146,7 @@ def child(order: dict[str, Any], rank: int, report: int) -> int:
         import torch.distributed as dist
 
         dist.init_process_group("gloo", init_method=f"file://{order['meeting']}", rank=rank, world_size=ranks)
-    trainer, train, val = training(directory, order["accumulation"], rank, ranks)
+    trainer, train, val = training(directory, order["accumulation"], rank, ranks, order["scale"])
     code = 0
     sys.setprofile(count)
     try:
@@ -208,7 +209,13 @@ class Parent:
         self._meetings = 0
 
     def train(
-        self, directory: Path, accumulation: int, *, ranks: int = 1, kill: tuple[int, int, str] | None = None
+        self,
+        directory: Path,
+        accumulation: int,
+        *,
+        ranks: int = 1,
+        scale: int | None = None,
+        kill: tuple[int, int, str] | None = None,
     ) -> dict[str, Any]:
         directory.mkdir(exist_ok=True)
         self._meetings += 1
@@ -216,6 +223,7 @@ class Parent:
             "directory": str(directory),
             "accumulation": accumulation,
             "ranks": ranks,
+            "scale": scale or ranks,
             "kill": kill,
             "meeting": str(directory / f"meeting-{self._meetings}"),
         }
