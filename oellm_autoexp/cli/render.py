@@ -38,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
     out.add_column("reason, restarts", overflow="fold")
     for row in rows:
         loss = row["metrics"].get("loss")
-        waits = [behind(**row["successor"])] if row["successor"] else []
+        waits = [behind(**row["successor"], waits=row["state"] == "waiting")] if row["successor"] else []
         why = "; ".join([*row["decisions"], *([row["reason"]] if row["reason"] else []), *waits])
         out.add_row(
             row["name"],

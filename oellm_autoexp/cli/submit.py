@@ -91,7 +91,7 @@ def show(result: Any, *, dry_run: bool, as_json: bool) -> None:
     from oellm_autoexp.services import plan as service
     from oellm_autoexp.services.source import exposed
 
-    _warn([*service.unused_in_shell(result.loaded), *exposed(result)])
+    _warn([*service.unused_in_shell(result.loaded), *service.without_queue(result.loaded), *exposed(result)])
     if not dry_run:
         service.write(result, result.loaded.effects, leave=result.held)
     if as_json:
@@ -259,14 +259,14 @@ def hand_in(
     """Submit a plan, and watch it; or have it watched by what `begin` starts. Jobs in `again` start anew."""
     from oellm_autoexp.services import submit as service
     from oellm_autoexp.services.daemon import hand_over
-    from oellm_autoexp.services.plan import unused_in_shell
+    from oellm_autoexp.services.plan import unused_in_shell, without_queue
     from oellm_autoexp.services.session import history, leader_of, replay
     from oellm_autoexp.services.source import exposed
 
     paths = result.loaded.paths
     terms = service.Terms(update=update, prune=prune, again=again)
     done = service.preview(result, terms)
-    _warn([*unused_in_shell(result.loaded), *exposed(result)])
+    _warn([*unused_in_shell(result.loaded), *without_queue(result.loaded), *exposed(result)])
     _warn(service.check_room(result, done))
     cost = service.to_confirm(result, done)
     if cost:

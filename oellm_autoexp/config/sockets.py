@@ -119,8 +119,11 @@ class Submission:
     exclude: Sequence[str] = ()
     #: At most so many tasks run at once; None: no bound. Only where `Capabilities.throttles`.
     at_once: int | None = None
-    #: The id of the job behind whose end they wait, however it ends (`Capabilities.successors`); "" for none.
+    #: The ids, joined by ":", of the jobs behind whose ends they wait, however these end; "" for none. Only
+    #: where `Capabilities.successors`.
     after: str = ""
+    #: With `after`: what the scripts themselves depend on has to hold, too.
+    keeps_dependency: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class Capabilities:
     poll_interval_s: float = 30.0
     #: Live attempts at once where the config names none; None: no bound.
     default_max_jobs: int | None = None
-    #: Whether a submission may wait in the queue behind the end of another job (`Submission.after`).
+    #: Whether a submission may wait in the queue behind the ends of other jobs (`Submission.after`).
     successors: bool = False
 
 

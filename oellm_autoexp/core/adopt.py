@@ -38,7 +38,8 @@ def adopt(session: Session, given: Sequence[ev.Event], log_path: str, now: float
     watched = _watched(session, ref)
     if watched is not None:
         return Adopted(text=f"{ref.id} is watched already, as {watched.spec.name} ({watched.state.value})")
-    if known is not None and (known.spec.id != spec.id or known.live is not None or known.state.ended):
+    alive = known is not None and (known.live is not None or known.successor is not None)
+    if known is not None and (known.spec.id != spec.id or alive or known.state.ended):
         why = (
             "is another job" if known.spec.id != spec.id else f"has attempts of its own ({known.state.value})"
         )

@@ -263,7 +263,8 @@ class SubmitRequested(Event):
     exclude: tuple[str, ...] = ()
     #: Of an array: at most so many of its tasks run at once (sbatch's `--array=…%K`); None: no bound.
     at_once: int | None = None
-    #: The scheduler's id of the live attempt behind whose end the one attempt is to wait; "" for none.
+    #: The scheduler's ids, joined by ":", of the attempts behind whose ends the one attempt is to wait: the
+    #: live one of the job, or those of its parents; "" for none.
     after: str = ""
 
 
@@ -311,7 +312,7 @@ class SubmitRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuccessorDropped(Event):
-    """Intent: the attempt that waits behind the live one is never to begin."""
+    """Intent: the attempt that waits behind others is never to begin."""
 
     kind: ClassVar[str] = "successor_dropped"
     job: str
@@ -327,6 +328,18 @@ class SuccessorSettled(Event):
     job: str
     attempt: int
     begun: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuccessorTaken(Event):
+    """The attempt that waits behind those of the job's parents is the job's from now on, and is told to go.
+
+    The parents have succeeded, or it has begun by itself.
+    """
+
+    kind: ClassVar[str] = "successor_taken"
+    job: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 The wall time of a job is the time in which it was wanted: from its first submission until its verdict (or
 now). Each millisecond of it belongs to exactly one part:
 
-- *queue*: an attempt is asked for and does not run yet. One that waits behind another counts from its end.
+- *queue*: an attempt is asked for and does not run yet. One that waits behind another counts from its end,
+  one that waits behind other jobs from when these have succeeded.
 - *start-up*: from the start of an attempt until its first progress.
 - *productive*: work that was kept.
 - *rolled back*: work that was not kept, or that repeats what had been done.
@@ -143,6 +144,8 @@ class Ledger:
                 self._change(event.job, event.attempt, started=started, ended=ended, mode=event.mode)
             case ev.CancelRequested() if mode_root(event.mode) == "stall":
                 self._silence(event)
+            case ev.SuccessorTaken():
+                self._accounts[event.job].submit(event.attempt, _ms(event.at), waited=True)
             case ev.RestartScheduled():
                 self._accounts[event.job].follow(event.successor, _ms(event.at))
             case ev.JobUpdated():

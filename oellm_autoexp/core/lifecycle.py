@@ -456,7 +456,13 @@ def evolve(job: Job, event: ev.Event) -> Job:  # noqa: C901 - one case per event
         case ev.SuccessorSettled() if job.successor is not None:
             if event.begun:
                 return replace(job, successor=replace(job.successor, phase=Phase.RUNNING))
-            return replace(job, successor=None, successor_at=math.inf, withdrawn=event.attempt)
+            if job.live is None:
+                after = job.successor.after
+                return without_successor(replace(job, withdrawn=event.attempt, dropped_after=after))
+            return without_successor(replace(job, withdrawn=event.attempt, successor_at=math.inf))
+        case ev.SuccessorTaken() if job.successor is not None:
+            taken = replace(job.successor, phase=Phase.ACCEPTED, cancel=None)
+            return begin(without_successor(job), taken)
         case ev.ExclusionUpdated():
             waits = job.successor
             if waits is not None and waits.number == event.attempt:
@@ -530,7 +536,7 @@ def _with_decision(job: Job, decision: str) -> tuple[Attempt, ...]:
 
 
 def _updated(job: Job, event: ev.JobUpdated) -> Job:
-    if job.live is not None:
+    if job.live is not None or job.successor is not None:
         # Rules apply at once; what it computes and asks for, from the next attempt on.
         spec = replace(job.spec, rules=event.spec.rules)
         return replace(job, spec=spec, next_spec=event.spec, planned=True)
@@ -555,6 +561,7 @@ def _again(job: Job) -> Job:
         proved=False,
         seen=frozenset(),
         successor_at=0.0,
+        dropped_after="",
     )
 
 
@@ -583,11 +590,20 @@ def _restart(job: Job, event: ev.RestartScheduled) -> Job:
     return begin(replace(job, successor=None), waits)
 
 
+def without_successor(job: Job) -> Job:
+    """The job with nothing that waits behind others."""
+    if job.live is None and job.next_spec is not None:
+        # What had been submitted kept to the plan as it was.
+        return replace(job, successor=None, spec=job.next_spec, next_spec=None)
+    return replace(job, successor=None)
+
+
 def begin(job: Job, attempt: Attempt) -> Job:
     """The job with one more attempt: what its log will say counts from the first line on."""
     return replace(
         job,
         attempts=(*job.attempts, attempt),
+        successor_at=0.0,
         state=JobState.SUBMITTED,
         hold="",
         cursors={file: cursor for file, cursor in job.cursors.items() if file != "log"},

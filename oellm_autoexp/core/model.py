@@ -297,7 +297,7 @@ class Attempt:
     requeues: int = 0
     #: Nodes that it is not to be given.
     exclude: tuple[str, ...] = ()
-    #: The scheduler's id of the attempt behind whose end it was queued; "" for none.
+    #: The scheduler's ids of the attempts behind whose ends it was queued, as `SubmitRequested.after`.
     after: str = ""
     #: Nodes that its signals with an error mode name, the first few.
     named_nodes: tuple[str, ...] = ()
@@ -376,11 +376,15 @@ class Job:
     first_attempt: int = 1
     #: As a canary it has shown that it works.
     proved: bool = False
-    #: The attempt that waits in the queue behind the end of the live one; RUNNING: it has begun by itself.
-    #: Its `cancel` says why it is not to begin. It is one of `attempts` once that has ended.
+    #: The attempt that waits in the queue behind the end of the live one, or, of a job that waits for others,
+    #: behind the ends of theirs; RUNNING: it has begun by itself. Its `cancel` says why it is not to begin.
+    #: It is one of `attempts` once what it waits behind has ended as it should.
     successor: Attempt | None = None
-    #: Before this time no successor of the live attempt is asked for.
+    #: Before this time none is asked for.
     successor_at: float = 0.0
+    #: The ids behind which the last one waited that was dropped before the job began: none is asked for
+    #: behind the same again.
+    dropped_after: str = ""
 
     @property
     def next_limit_s(self) -> int | None:

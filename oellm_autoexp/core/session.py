@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core.lifecycle import begin, evolve
+from oellm_autoexp.core.lifecycle import begin, evolve, without_successor
 from oellm_autoexp.core.model import Attempt, Job, JobState, Phase, mode_root
 from oellm_autoexp.core.nodes import NodeLedger
 from oellm_autoexp.core.quick import quick, replace
@@ -68,6 +68,8 @@ class Session:
     alive: dict[str, None] = field(default_factory=dict)
     #: Names of the jobs that have neither such an attempt nor a verdict.
     waiting: dict[str, None] = field(default_factory=dict)
+    #: Names of the jobs of which an attempt waits behind others.
+    queued: dict[str, None] = field(default_factory=dict)
     #: Names of the jobs that ended only because a parent did.
     orphans: dict[str, None] = field(default_factory=dict)
     #: Names of the jobs that have changed since `take_changed`.
@@ -171,6 +173,10 @@ class Session:
         name = job.spec.name
         self.jobs[name] = job
         self.changed[name] = None
+        if job.successor is not None:
+            self.queued[name] = None
+        elif name in self.queued:
+            del self.queued[name]
         if job.live is not None:
             self.alive[name] = None
             self.waiting.pop(name, None)
@@ -261,7 +267,7 @@ class Session:
 
     def _withdraw(self, job: Job, attempt: Attempt, *, not_before: float, hold: str) -> None:
         if _waits_behind(job, attempt):
-            self._set(replace(job, successor=None, successor_at=not_before + SUCCESSOR_AGAIN_S))
+            self._set(without_successor(replace(job, successor_at=not_before + SUCCESSOR_AGAIN_S)))
             return
         attempts = tuple(old for old in job.attempts if old.number != attempt.number)
         self._set(replace(job, attempts=attempts, state=JobState.WAITING, not_before=not_before, hold=hold))

@@ -56,6 +56,8 @@ class Try:
     number: int
     requested: int
     gpus: int
+    #: It was in the queue before it was wanted, and may have begun by itself before anybody saw that.
+    waited: bool = False
     #: When the scheduler refused it: it was never there.
     withdrawn: int | None = None
     started: int | None = None
@@ -74,6 +76,12 @@ class Try:
     first_saved: int | None = None
     saved: int | None = None
     saves: int = 0
+
+    @property
+    def wanted(self) -> int:
+        """From when on its time is the job's."""
+        by_itself = self.waited and self.started is not None
+        return min(self.requested, self.started or 0) if by_itself else self.requested
 
     def progress(self, at: int, *, saved: bool) -> None:
         self.first = at if self.first is None else self.first
@@ -131,11 +139,11 @@ class Account:
             return last
         return next((each for each in self.tries if each.number == number and each.withdrawn is None), None)
 
-    def submit(self, number: int, at: int) -> None:
+    def submit(self, number: int, at: int, *, waited: bool = False) -> None:
         if not self.stretches:
             self.stretches.append(Stretch(begin=at))
         self.gpus, self.next_gpus = self.gpus if self.next_gpus is None else self.next_gpus, None
-        self.stretches[-1].tries.append(Try(number=number, requested=at, gpus=self.gpus))
+        self.stretches[-1].tries.append(Try(number=number, requested=at, gpus=self.gpus, waited=waited))
         self.waits = False
 
     def follow(self, number: int, at: int) -> None:
@@ -208,7 +216,8 @@ class Teller:
 
     def tell(self, stretch: Stretch, now: int, out: list[Span]) -> None:
         """Add the spans of a stretch, each from where the one before it ends."""
-        cursor = max(stretch.begin, out[-1].end_ms) if out else stretch.begin
+        begin = min([stretch.begin, *(each.wanted for each in stretch.tries[:1])])
+        cursor = max(begin, out[-1].end_ms) if out else begin
 
         def until(part: Part, end: int, number: int, gpus: int) -> None:
             nonlocal cursor
@@ -218,7 +227,7 @@ class Teller:
 
         number, gpus = 0, stretch.tries[0].gpus if stretch.tries else 0
         for each in stretch.tries:
-            until(Part.DOWN, each.requested, number, gpus)
+            until(Part.DOWN, each.wanted, number, gpus)
             number, gpus = each.number, each.gpus
             if each.withdrawn is not None:
                 until(Part.QUEUE, each.withdrawn, number, gpus)

@@ -4,6 +4,8 @@ It belongs to the job's attempts only when the live one has ended, and the same 
 then it is told to go. In all other cases its claim is taken before anything else follows, so that it never
 runs. Where nobody tells it anything, and the live one ended by its time limit, it begins by itself; whoever
 comes back finds its claim, and takes it for the next attempt.
+
+What waits behind the parents of a job (`core.early`) is the same but for when it goes.
 """
 
 from __future__ import annotations
@@ -68,11 +70,13 @@ def _may_have_one(job: Job, now: float) -> bool:
 def decide(
     job: Job, seen: Observation, rules: Rules, fits: Callable[[Job, Attempt], bool]
 ) -> tuple[ev.Event, ...]:
-    """`lifecycle.decide`, for a job of which an attempt may wait behind the live one.
+    """`lifecycle.decide`, for a job of which an attempt may wait behind the live one, or behind its parents.
 
     `fits`: whether nothing speaks against the nodes that this one may be given, now that the job's latest
     attempt has ended.
     """
+    if job.live is None and job.successor is not None:
+        return _decide_waiting(job, job.successor, seen, rules)
     dropped = _unwanted(job, seen, rules)
     job = evolve_all(job, dropped)
     events, waits = lifecycle.decide(job, seen, rules), job.successor
@@ -86,9 +90,21 @@ def decide(
         why = _unfit(after, then, waits, seen) or ("" if fits(after, waits) else "nodes are to be left out")
         if not why and isinstance(then, ev.RestartScheduled):
             return (*events[:-1], replace(then, successor=waits.number))
-        dropped = (_drop(job, waits, why, seen.now),)
+        dropped = (drop(job, waits, why, seen.now),)
     # The end is told once it is certain that nothing else runs.
     return dropped + events[:at]
+
+
+def _decide_waiting(job: Job, waits: Attempt, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
+    """A job that is to end before it has begun does so when what waits of it can no longer begin."""
+    events = lifecycle.decide(job, seen, rules)
+    if not events or not isinstance(events[-1], ev.JobEnded):
+        return events
+    if waits.phase is Phase.RUNNING:
+        return (*events[:-1], ev.SuccessorTaken(at=seen.now, job=job.spec.name, attempt=waits.number))
+    if waits.cancel is not None:
+        return events[:-1]
+    return (*events[:-1], drop(job, waits, events[-1].reason, seen.now))
 
 
 def _unwanted(job: Job, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]:
@@ -102,7 +118,7 @@ def _unwanted(job: Job, seen: Observation, rules: Rules) -> tuple[ev.Event, ...]
         why = f"the scheduler says {seen.successor.state.value}"
     else:
         why = _unlike(job, _after_limit(job, rules, seen.now), waits.time_limit_s, seen.now)
-    return (_drop(job, waits, why, seen.now),) if why else ()
+    return (drop(job, waits, why, seen.now),) if why else ()
 
 
 def _unfit(after: Job, then: ev.Event, waits: Attempt, seen: Observation) -> str:
@@ -123,9 +139,12 @@ def _unlike(job: Job, then: ev.Event, limit_s: int | None, now: float) -> str:
         return "a restart is to wait"
     if then.time_limit_s is not None and then.time_limit_s != limit_s:
         return "a restart has another time limit"
-    if job.next_spec is not None and _submitted(job.next_spec) != _submitted(job.spec):
-        return "the plan has changed"
-    return ""
+    return "the plan has changed" if plan_has_changed(job) else ""
+
+
+def plan_has_changed(job: Job) -> bool:
+    """Whether what was submitted is no longer what the plan wants."""
+    return job.next_spec is not None and _submitted(job.next_spec) != _submitted(job.spec)
 
 
 def _submitted(spec: JobSpec) -> tuple[object, ...]:
@@ -139,7 +158,8 @@ def _after_limit(job: Job, rules: Rules, now: float) -> ev.Event:
     return follow(evolve(job, ended), rules, now)
 
 
-def _drop(job: Job, waits: Attempt, why: str, now: float) -> ev.SuccessorDropped:
+def drop(job: Job, waits: Attempt, why: str, now: float) -> ev.SuccessorDropped:
+    """That an attempt which waits is never to begin."""
     return ev.SuccessorDropped(at=now, job=job.spec.name, attempt=waits.number, why=why)
 
 

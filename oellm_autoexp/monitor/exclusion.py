@@ -66,7 +66,11 @@ class Exclusion:
         blames = self._rules is not None and any(
             isinstance(event, ev.NodesSuspected) for event in after_end(job, fact, self._session.nodes, now)
         )
-        return not blames and frozenset(self.of([job], now)) <= frozenset(waits.exclude)
+        return not blames and self.fits(job, waits, now)
+
+    def fits(self, job: Job, waits: Attempt, now: float) -> bool:
+        """Whether an attempt that waits already will be given none of the nodes that are left out."""
+        return frozenset(self.of([job], now)) <= frozenset(waits.exclude)
 
     # ---- submissions
 
@@ -112,12 +116,11 @@ class Exclusion:
     def update_queued(self, now: float) -> None:
         """Tell the scheduler where queued attempts must not start, since that has changed meanwhile."""
         jobs = self._session.jobs
-        queued = [
-            (name, attempt)
-            for name in self._session.alive
-            for attempt in (jobs[name].attempts[-1], jobs[name].successor)
-            if attempt is not None and _is_queued(attempt)
+        tries = [
+            *((name, jobs[name].attempts[-1]) for name in self._session.alive),
+            *((name, jobs[name].successor) for name in self._session.queued),
         ]
+        queued = [(name, each) for name, each in tries if each is not None and _is_queued(each)]
         if not self.possible or not queued:
             return
         ledger = self._session.nodes

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from oellm_autoexp.config.limits import NATIVE, OURS
 from oellm_autoexp.config.sockets import SchedulerInterface
+from oellm_autoexp.core import early, holds, parents, successor
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core import holds, parents, successor
 from oellm_autoexp.core.admission import admit, rethrottle
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.lifecycle import Gate, Rules, follow
@@ -176,7 +177,7 @@ class Loop:
                 for job in self._agenda.due(now):
                     self._job(job, facts, now)
                     self._agenda.looked(job.spec.name, facts, now)
-                self._across(now)
+                self._across(facts, now)
             self._commit()
             for command in commands:
                 inbox.acknowledge(self._effects, command)
@@ -221,7 +222,7 @@ class Loop:
             if isinstance(event, ev.AttemptEnded):
                 self._exclusion.learn(event, seen.fact)
 
-    def _across(self, now: float) -> None:
+    def _across(self, facts: Mapping[SchedulerRef, SchedulerFact], now: float) -> None:
         """What is decided across jobs: the breaker, and who may start."""
         config = self._scheduler.config
         for event in holds.breaker(self.session, getattr(config, "breaker", 3), now):
@@ -232,6 +233,17 @@ class Loop:
         for follows in (*parents.revived(self.session, now), *parents.orphaned(self.session, now)):
             self.record(follows)
         held = holds.holds(self.session)
+        limit = self._max_jobs() or self._scheduler.capabilities.default_max_jobs
+        # What is in the queue already goes first.
+        for follows in early.decide(
+            self.session,
+            facts,
+            now,
+            held=held,
+            max_jobs=limit,
+            fits=lambda job, waits: self._exclusion.fits(job, waits, now),
+        ):
+            self.record(follows)
         ready = []
         for name in list(self.session.waiting):
             job = self.session.jobs[name]
@@ -249,9 +261,8 @@ class Loop:
                 why = "" if gate is Gate.OPEN else f"start condition: {said}"
             if why != job.hold:
                 self.record(ev.JobHeld(at=now, job=name, why=why))
-            if not why:
+            if not why and job.successor is None:
                 ready.append(self.session.jobs[name])
-        limit = self._max_jobs() or self._scheduler.capabilities.default_max_jobs
         for change in rethrottle(self.session, ready, now, max_jobs=limit):
             self.record(change)
         for request in admit(
@@ -265,13 +276,31 @@ class Loop:
             left_out=lambda block: self._exclusion.of(block, now),
         ):
             self.record(request)
-        if getattr(config, "successor", False) and self._scheduler.capabilities.successors:
+        if self._scheduler.capabilities.successors:
+            self._ask_behind_others(held, limit, now)
+
+    def _ask_behind_others(self, held: holds.Holds, limit: int | None, now: float) -> None:
+        """What is to wait in the queue behind attempts that live: of the same job, or of its parents."""
+        config = self._scheduler.config
+        rate_s = getattr(config, "submit_rate_limit_seconds", None)
+        if getattr(config, "successor", False):
             for request in successor.wanted(
                 self.session,
                 now,
                 rules_of=self._rules_of_chain,
                 left_out=lambda block: self._exclusion.of(block, now),
-                submit_rate_limit_s=getattr(config, "submit_rate_limit_seconds", None),
+                submit_rate_limit_s=rate_s,
+            ):
+                self.record(request)
+        if getattr(config, "dependency", OURS) == NATIVE:
+            for request in early.wanted(
+                self.session,
+                now,
+                held=held,
+                may_have_one=lambda job: self._rules_of_chain(job) is not None,
+                max_jobs=limit,
+                left_out=lambda block: self._exclusion.of(block, now),
+                submit_rate_limit_s=rate_s,
             ):
                 self.record(request)
 
@@ -399,7 +428,7 @@ class Loop:
     def finished(self) -> bool:
         """Every job has a verdict and every action an outcome, or nothing can go on without a person."""
         session = self.session
-        if session.open_actions or session.submissions or self._journal.dirty:
+        if session.open_actions or session.submissions or session.queued or self._journal.dirty:
             return False
         return session.all_ended or holds.halt(session) != ""
 

@@ -111,7 +111,10 @@ class Observer:
             SchedulerUnavailable: no answer.
         """
         jobs = session.jobs
-        tries = [each for name in session.alive for each in (jobs[name].attempts[-1], jobs[name].successor)]
+        tries = [
+            *(jobs[name].attempts[-1] for name in session.alive),
+            *(jobs[name].successor for name in session.queued),
+        ]
         refs = [each.ref for each in tries if each is not None and each.ref is not None]
         try:
             return self._scheduler.poll(refs) if refs else {}

@@ -29,11 +29,12 @@ from oellm_autoexp.config.sockets import (
     Submission,
     Task,
 )
+from oellm_autoexp.core import early, symbols
 from oellm_autoexp.core import events as ev
-from oellm_autoexp.core import symbols
 from oellm_autoexp.core.layout import SessionPaths
 from oellm_autoexp.core.model import (
     Attempt,
+    Job,
     JobState,
     Phase,
     Scalar,
@@ -165,6 +166,7 @@ class Performer:
                 exclude=submission.exclude,
                 at_once=submission.at_once,
                 after=submission.after,
+                keeps_dependency=any(self._session.jobs[name].live is None for name, _ in submission.jobs),
             )
             refs = self._effects.call("submit", token, lambda: self._scheduler.submit(whole))
         except SubmitRejected as error:
@@ -204,7 +206,7 @@ class Performer:
         submission = self._session.submissions[token]
         retry_at = now + DEFER_S
         if submission.after:
-            self._trouble("successor", f"no attempt waits behind running ones: {reason}")
+            self._trouble("successor", f"nothing waits in the queue behind what runs: {reason}")
         elif not permanent:
             self._trouble("submit", f"jobs wait to be submitted: {reason}")
         self._record(
@@ -221,14 +223,9 @@ class Performer:
         attempt = job.numbered(number)
         environment = {"AUTOEXP_ATTEMPT": str(number)}
         if attempt.after:
-            config, rules = self._scheduler.config, self._rules_of(job.spec.rules).lifecycle
-            wait_s = getattr(config, "successor_wait_seconds", 600.0)
-            environment |= {
-                "AUTOEXP_AFTER_DIR": str(self._paths.attempt(name, job.attempts[-1].number)),
-                "AUTOEXP_AFTER_WAIT_S": f"{wait_s:g}",
-                # Where exit 0 alone is no success, only the log tells whether there is more to do.
-                "AUTOEXP_AFTER_ZERO": "" if rules.success_needs_signal else "1",
-            }
+            wait_s = getattr(self._scheduler.config, "successor_wait_seconds", 600.0)
+            environment |= {"AUTOEXP_AFTER_WAIT_S": f"{wait_s:g}"}
+            environment |= self._behind_parents(job, attempt) if job.live is None else self._behind_own(job)
         return Task(
             name=name,
             script_path=job.spec.script_path,
@@ -238,6 +235,28 @@ class Performer:
             time_limit_s=attempt.time_limit_s,
             signal=job.spec.resources.signal,
         )
+
+    def _behind_own(self, job: Job) -> dict[str, str]:
+        """What the guard of an attempt is told that waits behind the live one of its job."""
+        rules = self._rules_of(job.spec.rules).lifecycle
+        return {
+            "AUTOEXP_AFTER_DIR": str(self._paths.attempt(job.spec.name, job.attempts[-1].number)),
+            # Where exit 0 alone is no success, only the log tells whether there is more to do.
+            "AUTOEXP_AFTER_ZERO": "" if rules.success_needs_signal else "1",
+        }
+
+    def _behind_parents(self, job: Job, attempt: Attempt) -> dict[str, str]:
+        """What the guard of an attempt is told that waits behind those of its job's parents."""
+        found, now = early.attempts_before(self._session, job, attempt), self._clock()
+        # What may end the job before it begins, only a loop looks at.
+        certain = not self._rules_of(job.spec.rules).gated and all(
+            early.exit_tells(parent, self._rules_of(parent.spec.rules).lifecycle, now) for parent, _ in found
+        )
+        places = [str(self._paths.attempt(parent.spec.name, each.number)) for parent, each in found]
+        return {
+            "AUTOEXP_AFTER_DIR": "\n".join(places),
+            "AUTOEXP_AFTER_END": "success" if certain else "unknown",
+        }
 
     def _recover(self) -> None:
         """Submissions without an outcome (a crash, an unclear answer) are looked up, never repeated."""
@@ -303,7 +322,7 @@ class Performer:
             raise ValueError(f"{guard_files.claim_file(attempt_dir)} cannot be read")
         return None if owner.scheduler_id == guard_files.WITHDRAWN else owner
 
-    # ---- what waits behind running attempts
+    # ---- what waits behind others
 
     def _let_go(self) -> None:
         """Tell attempts that were queued behind others to begin. Told again, it means the same."""
@@ -327,7 +346,7 @@ class Performer:
     def _drop_successors(self) -> None:
         """Take the claims of those that are not to begin, and then their places in the queue, in one call."""
         settled: list[tuple[str, Attempt]] = []
-        for name in list(self._session.alive):
+        for name in list(self._session.queued):
             waits = self._session.jobs[name].successor
             if waits is None or waits.cancel is None or waits.phase is Phase.RUNNING:
                 continue

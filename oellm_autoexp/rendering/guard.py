@@ -7,9 +7,11 @@ NFS too (link(2)): of two copies of an attempt one runs, the other exits 79. The
 higher restart count takes over with the next generation. A copy that the scheduler has lost (its node was cut
 off, say) ends when it sees the claim of a later start: of this attempt, or of one with a higher number.
 
-One that was queued behind another attempt (AUTOEXP_AFTER_DIR: the directory of that one) begins when it finds
-a file `go` in its own. Where nobody writes it for AUTOEXP_AFTER_WAIT_S, it begins by itself if the other one
-has left word that its time limit ended it (with exit status 0: only where AUTOEXP_AFTER_ZERO is set).
+One that was queued behind others (AUTOEXP_AFTER_DIR: their directories, one a line) begins when it finds a
+file `go` in its own. Where nobody writes it for AUTOEXP_AFTER_WAIT_S, AUTOEXP_AFTER_END says behind which
+ends it begins by itself: "limit" (or nothing), if the one before has left word that its time limit ended it
+(with exit status 0: only where AUTOEXP_AFTER_ZERO is set); "success", if each has left word that it ended by
+itself with exit status 0; anything else: none.
 
 Reads AUTOEXP_ATTEMPT_DIR, AUTOEXP_TOKEN, AUTOEXP_SCHEDULER_ID (else Slurm's), AUTOEXP_RESTART_COUNT (else
 Slurm's), AUTOEXP_TIME_LIMIT_S, AUTOEXP_SIGNAL ("USR1@60": sent that many seconds before the limit),
@@ -239,8 +241,8 @@ def is_withdrawn(path):
         return False
 
 
-def ended_by_limit(directory, zero):
-    """Whether the attempt of a directory has left word that its time limit ended it; `zero`: also with 0."""
+def last_word(directory):
+    """How the attempt of a directory ended: cause and exit status; None where it has left no word of that."""
     newest = {"claim": -1, "exit": -1}
     try:
         for name in os.listdir(directory):
@@ -249,12 +251,12 @@ def ended_by_limit(directory, zero):
             if kind in newest and rest == number + ".json" and number.isdigit():
                 newest[kind] = max(newest[kind], int(number))
         if newest["exit"] < max(0, newest["claim"]):
-            return False
+            return None
         with open(os.path.join(directory, "exit.%d.json" % newest["exit"])) as file:
             record = json.load(file)
-        return record["cause"] == "timeout" and (zero or record["exit_code"] != 0)
+        return record["cause"], record["exit_code"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 # ---------------------------------------------------------------- the command
@@ -376,8 +378,8 @@ class Guard:
         env = dict(self.env, AUTOEXP_CLAIMED="1", AUTOEXP_GENERATION=str(generation))
         if not env.get("PYTHONUNBUFFERED"):
             env["PYTHONUNBUFFERED"] = "1"
-        for name in ("AUTOEXP_AFTER_DIR", "AUTOEXP_AFTER_WAIT_S", "AUTOEXP_AFTER_ZERO"):
-            env.pop(name, None)
+        for name in ("DIR", "WAIT_S", "ZERO", "END"):
+            env.pop("AUTOEXP_AFTER_" + name, None)
         # What sbatch was told to hand on is not what srun(1) shall hand on: the script has set more.
         env.pop("SLURM_EXPORT_ENV", None)
         if self.limit is not None:
@@ -395,7 +397,7 @@ class Guard:
         return EXIT_CLAIM_LOST if self.cause == "superseded" else code
 
     def may_begin(self):
-        """Wait for the word, where this attempt was queued behind another; whether it may make its claim."""
+        """Wait for the word, where this attempt was queued behind others; whether it may make its claim."""
         before = self.env.get("AUTOEXP_AFTER_DIR")
         if not before:
             return True
@@ -405,14 +407,15 @@ class Guard:
         said = False
         while not any(os.path.exists(path) for path in told):
             if not said:
-                say("the attempt before this one has ended; waiting to be told to begin")
+                say("what this attempt waited for has ended; waiting to be told to begin")
                 said = True
             left = give_up - time.monotonic()
             if left <= 0:
-                if ended_by_limit(before, bool(self.env.get("AUTOEXP_AFTER_ZERO"))):
-                    say("nobody leads the session; the attempt before ended by its time limit: going on")
+                why, ended = self.may_go_on([last_word(place) for place in before.split("\n")])
+                if ended:
+                    say("nobody leads the session; %s: going on" % why)
                     break
-                say("nobody has told this attempt to begin, and the one before did not end by its time limit")
+                say("nobody has told this attempt to begin, and it is not known that %s" % why)
                 return False
             got = signal.sigtimedwait(WATCHED, min(LOOK_S, left))
             if got is not None and got.si_signo in ENDING:
@@ -422,6 +425,16 @@ class Guard:
             # The scheduler counts from the start of the job.
             self.limit = max(1.0, self.limit - (time.monotonic() - begun))
         return True
+
+    def may_go_on(self, words):
+        """What lets this attempt begin by itself, and whether the last words of those before it say so."""
+        wanted = self.env.get("AUTOEXP_AFTER_END") or "limit"
+        if wanted == "success":
+            return "what it waits for has succeeded", all(word == ("exit", 0) for word in words)
+        zero = bool(self.env.get("AUTOEXP_AFTER_ZERO"))
+        by_limit = [word is not None and word[0] == "timeout" and (zero or word[1] != 0) for word in words]
+        what = "by its time limit" if wanted == "limit" else "as it should"
+        return "what it waits for has ended " + what, wanted == "limit" and all(by_limit)
 
     def start(self, argv, env, started_at):
         """Start the command. It is on record before it runs: should the guard be killed, it can be found."""

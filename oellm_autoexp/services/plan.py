@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.config import compose
+from oellm_autoexp.config.limits import NATIVE, OURS
 from oellm_autoexp.config.sockets import SchedulerInterface, made
 from oellm_autoexp.core.layout import REHEARSAL_DIR_NAME, SessionPaths, default_state_dir
 from oellm_autoexp.core.source import PlannedSource
@@ -289,6 +290,19 @@ def unused_in_shell(loaded: Loaded) -> list[str]:
         "what jobs need stands in the config (slurm.sbatch)"
         for name, option in _unused(loaded).items()
     ]
+
+
+def without_queue(loaded: Loaded) -> list[str]:
+    """That jobs wait here all the same, where the config wants them to wait in a queue that is not there."""
+    wanted = getattr(loaded.scheduler.config, "dependency", OURS)
+    if wanted != NATIVE or loaded.scheduler.capabilities.successors:
+        return []
+    if getattr(loaded.scheduler.config, "clusters", None):
+        why = "an id means nothing on another of several clusters"
+    else:
+        why = f"{type(loaded.scheduler).__name__} has no queue"
+    what = "jobs are submitted when those that they wait for have succeeded"
+    return [f"scheduler.dependency: {NATIVE} is not used, for {why}: {what}"]
 
 
 @dataclass(frozen=True, kw_only=True)

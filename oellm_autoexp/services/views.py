@@ -42,9 +42,9 @@ def _queued(attempt: Attempt | None) -> str:
     return explained(attempt.pending_reason) if attempt is not None else ""
 
 
-def behind(number: int, scheduler_id: str) -> str:
-    """That an attempt waits behind the end of the live one."""
-    return f"attempt {number} waits in the queue behind it ({scheduler_id})"
+def behind(number: int, scheduler_id: str, *, waits: bool = False) -> str:
+    """That an attempt waits behind the end of the live one, or as its job does, which `waits` for others."""
+    return f"attempt {number} waits in the queue {'for that' if waits else 'behind it'} ({scheduler_id})"
 
 
 def _successor(job: Job) -> dict[str, Any] | None:
@@ -221,7 +221,7 @@ def conclusion(session: Session, paths: SessionPaths, job: Job) -> dict[str, lis
     if attempt is not None and attempt.alive and attempt.cancel is not None:
         done.append(f"attempt {attempt.number} is being cancelled: {attempt.cancel.why}")
     if job.successor is not None and job.successor.ref is not None:
-        done.append(behind(job.successor.number, job.successor.ref.id))
+        done.append(behind(job.successor.number, job.successor.ref.id, waits=job.live is None))
     carried = [state for state in session.actions.values() if state.request.job == name]
     failed = [state.request for state in carried if state.ended is not None and not state.ended.ok]
     if carried:
@@ -322,7 +322,9 @@ def _told_rarely(event: ev.Event) -> str:
             count = f"restart {event.requeues} of this id"
             return f"attempt {event.attempt} was taken back by the scheduler, to start again ({count})"
         case ev.SuccessorDropped():
-            return f"attempt {event.attempt}, which waits behind it, is not to begin: {event.why}"
+            return f"attempt {event.attempt}, which waits in the queue, is not to begin: {event.why}"
+        case ev.SuccessorTaken():
+            return f"attempt {event.attempt}, which waited in the queue, goes on: its time has come"
         case ev.SuccessorSettled():
             what = "had begun by itself" if event.begun else "is out of the queue, and never begins"
             return f"attempt {event.attempt} {what}"

@@ -212,6 +212,21 @@ def test_what_waits_behind_another_begins_after_its_end_however_it_ends(bench: B
     assert bench.fact(first).state is SchedulerState.CANCELLED
 
 
+def test_what_waits_behind_several_begins_after_the_last_of_them(bench: Bench) -> None:
+    """One of them a task of an array, one a job."""
+    if not bench.scheduler.capabilities.successors:
+        return
+    first, *_ = bench.submit("tok", bench.task("one", HOLD), bench.task("two", "true"))
+    (second,) = bench.submit("too", bench.task("three", HOLD))
+    (last,) = bench.submit("next", bench.task("four", "true"), after=f"{first.id}:{second.id}")
+    bench.until(lambda: bench.fact(second).state is SchedulerState.RUNNING, "the second runs")
+    bench.scheduler.cancel([first])
+    assert bench.ended(first).state is SchedulerState.CANCELLED
+    bench.until(lambda: "Dependency" in bench.fact(last).reason, "the last waits for the second")
+    bench.scheduler.cancel([second])
+    assert bench.ended(last).state is SchedulerState.COMPLETED
+
+
 # ---------------------------------------------------------------- nodes
 
 with_nodes = pytest.mark.parametrize(

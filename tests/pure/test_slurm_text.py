@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from oellm_autoexp.config.sockets import Submission, Task
-from oellm_autoexp.errors import ConfigError
+from oellm_autoexp.errors import ConfigError, SubmitRejected
 from oellm_autoexp.schedulers.slurm.text import (
     directives,
     left_until_deadline,
@@ -99,6 +99,17 @@ def test_what_waits_behind_another_job_depends_on_its_end_alone() -> None:
     assert "--dependency=afterany:12_3" in behind
     plain = submission_options(Submission(token="t", tasks=tasks), script)
     assert not any(option.startswith("--dependency") for option in plain)
+
+
+def test_what_waits_behind_other_jobs_depends_on_what_its_script_does_too() -> None:
+    """Nobody has waited for that yet. Beside one of several, which has no form for both, it cannot wait."""
+    tasks = (Task(name="a", script_path="s", log_path="l", attempt_dir="d"),)
+    behind = Submission(token="t", tasks=tasks, after="12_3:14", keeps_dependency=True)
+    both = submission_options(behind, "#!/bin/bash\n#SBATCH -d afterok:7,singleton\n")
+    assert "--dependency=afterany:12_3:14,afterok:7,singleton" in both
+    assert "--dependency=afterany:12_3:14" in submission_options(behind, "#!/bin/bash\n")
+    with pytest.raises(SubmitRejected, match="beside its own"):
+        submission_options(behind, "#!/bin/bash\n#SBATCH --dependency=afterok:7?afterok:8\n")
 
 
 def test_directives_are_read_in_every_form_that_sbatch_takes() -> None:

@@ -563,6 +563,34 @@ def test_told_nothing_it_begins_only_behind_a_time_limit(
     assert guards.dir.exists() == begins
 
 
+@pytest.mark.parametrize(
+    ("words", "end_", "begins"),
+    [
+        ([(0, "exit"), (0, "exit")], "success", True),
+        ([(0, "exit"), None], "success", False),
+        ([(0, "exit"), (1, "exit")], "success", False),
+        ([(0, "exit"), (0, "signal:TERM")], "success", False),
+        ([(0, "timeout"), (0, "exit")], "success", False),
+        ([(0, "exit"), (0, "exit")], "unknown", False),
+        ([(143, "timeout"), (143, "timeout")], "unknown", False),
+    ],
+)
+def test_without_a_word_it_goes_on_behind_several_that_ended_well(
+    guards: Guards, tmp_path: Path, words: list[tuple[int, str] | None], end_: str, begins: bool
+) -> None:
+    """Where it was told that exit status 0 is enough, and each has left word of that."""
+    places = [tmp_path / f"job {number}" for number in range(len(words))]
+    for place, word in zip(places, words, strict=True):
+        if word is not None:
+            left_word({"AUTOEXP_AFTER_DIR": place}, *word)
+    told = {"AUTOEXP_AFTER_DIR": "\n".join(map(str, places)), "AUTOEXP_AFTER_WAIT_S": 0}
+    process = guards.bash("env | grep AUTOEXP_AFTER; echo began", AUTOEXP_AFTER_END=end_, **told)
+    code, out, err = end(process)
+    assert (code, out) == ((0, "began\n") if begins else (78, ""))
+    assert ("nobody leads the session; what it waits for has succeeded" in err) == begins
+    assert guards.dir.exists() == begins
+
+
 def test_the_word_of_an_earlier_start_means_nothing(guards: Guards, behind: dict[str, object]) -> None:
     """The attempt before has been started again since, and has not ended."""
     left_word(behind, 143, "timeout")

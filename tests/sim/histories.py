@@ -1,10 +1,10 @@
 """Write histories for later versions to read: `python tests/sim/histories.py tests/data/histories/VERSION`.
 
 VERSION is a journal of two leaders, the first of which dies; VERSION-chain is one of attempts that wait
-behind others; VERSION-stages is one of jobs that wait for others; VERSION-cluster is one of a sweep on the
-fake cluster that meets all the rest of what a journal can say. Beside each stands what it adds up to. Hosts,
-processes, paths in them are made up. A version that changes the form of records, or has new kinds of them,
-adds a history and keeps the older ones.
+behind others; VERSION-stages is one of jobs that wait for others, VERSION-early one of such jobs that do so
+in the queue, too; VERSION-cluster is one of a sweep on the fake cluster that meets all the rest of what a
+journal can say. Beside each stands what it adds up to. Hosts, processes, paths in them are made up. A version
+that changes the form of records, or has new kinds of them, adds a history and keeps the older ones.
 """
 
 from __future__ import annotations
@@ -220,6 +220,30 @@ def chained() -> Played:
     return played
 
 
+def queued() -> Played:
+    """What waits for a job that is restarted, and for one that fails, in the queue as well."""
+    dies = {"kind": "exit", "after": 20, "lines": ["RuntimeError: boom"]}
+    works = {"work": 100, "startup": 5}
+    setup = Setup(
+        jobs=["parent", "child", "lost", "orphan"],
+        rules={"restart_policies": {"crash": {"class_name": "AlwaysRestartPolicy", "max_retries": 1}}},
+        scenario={
+            "cluster": {"nodes": 4, "max_array_size": 1},
+            "jobs": [
+                {**works, "match": "parent", "mishaps": [{**dies, "attempts": 1}]},
+                {**works, "match": "lost", "mishaps": [dies]},
+                works,
+            ],
+        },
+        early_wait=60.0,
+        parents={"child": ["parent"], "orphan": ["lost"]},
+    )
+    ROOT.mkdir()
+    played = Played(ROOT, setup)
+    played.run(played.submit())
+    return played
+
+
 def main(target: Path) -> None:
     """Write the journals and their sums."""
     made_up = Leader(host="login1", boot_id="boot", pid=1000, pid_start="1", started_at=1000.0)
@@ -239,6 +263,10 @@ def main(target: Path) -> None:
         write(target.with_name(f"{target.name}-chain"), chain.paths, chain.audit.session)
         shutil.rmtree(ROOT)
         told |= {event.kind for event in chain.audit.events}
+        early = queued()
+        write(target.with_name(f"{target.name}-early"), early.paths, early.audit.session)
+        shutil.rmtree(ROOT)
+        told |= {event.kind for event in early.audit.events}
         sweep = swept()
         write(target.with_name(f"{target.name}-cluster"), sweep.paths, sweep.audit.session)
         shutil.rmtree(ROOT)

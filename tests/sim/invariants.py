@@ -45,6 +45,7 @@ def check_indexes(session: Session) -> None:
     waiting = {name for name, job in jobs.items() if job.live is None and not job.state.ended}
     assert set(session.alive) == alive, "6: who is alive"
     assert set(session.waiting) == waiting, "6: who waits"
+    assert set(session.queued) == {name for name, job in jobs.items() if job.successor}, "6: who is queued"
     assert set(session.orphans) == {name for name, job in jobs.items() if job.orphaned}, "6: orphans"
 
 
@@ -70,6 +71,8 @@ class Audit:
         self._waiting: set[tuple[str, int]] = set()
         self._ran: set[tuple[str, int]] = set()
         self._never: set[tuple[str, int]] = set()
+        #: What was seen to begin though nobody had told it to.
+        self._by_itself: set[tuple[str, int]] = set()
         self._ended_actions: Counter[str] = Counter()
         #: Byte offsets of the lines that the pattern finds in the log of an attempt, when it was concluded.
         self.occurrences: dict[tuple[str, int], list[int]] = {}
@@ -102,7 +105,9 @@ class Audit:
             pair = run.request.name, run.request.attempt
             self._ran.add(pair)
             assert pair not in self._never, f"1: {_shown(run)} runs, which was never to begin"
-            if pair not in self._waiting:
+            if pair in self._waiting:
+                self._begins_by_itself(*pair)
+            else:
                 self._try(*pair)
             before = running.get(run.request.name)
             running[run.request.name] = run
@@ -135,15 +140,32 @@ class Audit:
 
     # ---- the invariants
 
+    def _begins_by_itself(self, name: str, number: int) -> None:
+        """10: where nobody has told it to, a job begins behind exits of all its parents that say success."""
+        job = self.session.jobs[name]
+        if job.live is not None or (name, number) in self._by_itself:
+            return
+        self._by_itself.add((name, number))
+        for parent in job.spec.parents:
+            before = self.session.jobs[parent.job]
+            place = str(self._paths.attempt(parent.job, before.attempts[-1].number))
+            run = self._cluster._execution._owners.get(place)
+            exited = run is not None and (run.recorded, run.cause) == (0, "exit")
+            assert before.state is JobState.SUCCEEDED or exited, f"10: {name} by itself before {parent.job}"
+
     def _parents_come_first(self, event: ev.Event) -> None:
         """10: a job begins when what it waits for has succeeded, and ends with it only before that."""
-        jobs = self.session.jobs
-        if isinstance(event, ev.SubmitRequested):
-            for name, _ in event.jobs:
-                waits = [] if jobs[name].begun else jobs[name].spec.parents
-                for parent in waits:
-                    assert jobs[parent.job].state is JobState.SUCCEEDED, f"10: {name} before {parent.job}"
-        elif isinstance(event, ev.EndWished) and event.by == PARENT:
+        jobs, asked = self.session.jobs, ()
+        if isinstance(event, ev.SubmitRequested) and not event.after:
+            asked = event.jobs
+        elif isinstance(event, ev.SuccessorTaken) and (event.job, event.attempt) not in self._ran:
+            asked = ((event.job, event.attempt),)
+        for name, _ in asked:
+            for parent in () if jobs[name].begun else jobs[name].spec.parents:
+                assert jobs[parent.job].state is JobState.SUCCEEDED, f"10: {name} before {parent.job}"
+        if isinstance(event, ev.SubmitRequested) and event.after:
+            assert len(event.jobs) == 1, f"10: {event} is no single job"
+        if isinstance(event, ev.EndWished) and event.by == PARENT:
             job = jobs[event.job]
             lost = (JobState.FAILED, JobState.CANCELLED)
             assert not job.begun, f"10: {event.job} is its own"
@@ -206,6 +228,9 @@ class Audit:
                 self._try(event.job, event.successor)
             limit = self._limits.get(event.entry, {}).get("max_retries")
             assert limit is None or self._charged[key] <= limit, f"4: restart {self._charged[key]}: {event}"
+        elif isinstance(event, ev.SuccessorTaken):
+            self._waiting.discard((event.job, event.attempt))
+            self._try(event.job, event.attempt)
         elif isinstance(event, ev.SubmitRequested):
             for name, number in event.jobs:
                 if event.after:
@@ -214,7 +239,7 @@ class Audit:
                     self._try(name, number)
         elif isinstance(event, ev.SubmitRefused):
             for name, number in self.session.submissions[event.token].jobs:
-                self._numbers[name].discard(number)
+                self._numbers.get(name, set()).discard(number)
                 self._waiting.discard((name, number))
 
     def _try(self, name: str, number: int) -> None:

@@ -59,6 +59,8 @@ class Setup:
     stride: float = 60.0
     #: As `submit --fake`: actions and conditions are only played, and not every job is looked at.
     rehearsal: bool = False
+    #: Whether jobs wait in the queue, too, while those run that they wait for, and so long for the word.
+    early_wait: float | None = None
     #: Whom jobs wait for.
     parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -146,7 +148,8 @@ class Played:
             max_jobs=self.setup.max_jobs,
             breaker=self.setup.breaker,
             successor=self.setup.successor_wait is not None,
-            successor_wait_seconds=self.setup.successor_wait or 0.0,
+            successor_wait_seconds=self.setup.successor_wait or self.setup.early_wait or 0.0,
+            dependency="ours" if self.setup.early_wait is None else "native",
         )
         self.client = FakeSlurmClient(config, effects=Effects(durable=False), state_dir=self.root / "cluster")
         self.client.longest_s = self.setup.stride

@@ -111,7 +111,14 @@ def setup_of(rng: Random) -> Setup:
         # Chains, which are what these are for.
         setup.time_limit = rng.choice([5 * 60, 20 * 60])
         rules.get("restart_policies", {}).pop("timeout", None)
-    setup.parents = _parents(Random(setup.scenario["seed"]), names)
+    apart = Random(setup.scenario["seed"])
+    setup.parents = _parents(apart, names)
+    if setup.parents:
+        setup.early_wait = apart.choice([None, 0.0, 100.0, 600.0])
+    if setup.early_wait is not None and apart.random() < 0.6:
+        # Nothing but the exit status tells of success, so that who waits may go on without a leader.
+        monitoring["log_signals"] = {k: v for k, v in monitoring["log_signals"].items() if k != "nan"}
+        monitoring.pop("termination_string", None)
     return setup
 
 

@@ -476,9 +476,10 @@ def _request(task: Task, submission: Submission, now: float) -> JobRequest:
         requeue=True if "requeue" in options else False if "no-requeue" in options else None,
         exclude=tuple(sorted({*submission.exclude, *own_exclude})),
         own_exclude=own_exclude,
-        dependency=f"afterany:{submission.after}" if submission.after else options.get("dependency", ""),
+        dependency=slurm_text.dependency(submission, options),
         after_dir=task.environment.get("AUTOEXP_AFTER_DIR", ""),
         after_wait=float(task.environment.get("AUTOEXP_AFTER_WAIT_S", "0")),
         after_zero=bool(task.environment.get("AUTOEXP_AFTER_ZERO")),
+        after_end=task.environment.get("AUTOEXP_AFTER_END", "limit"),
         deadline=deadline,
     )

@@ -11,6 +11,7 @@ from oellm_autoexp.schedulers.fake.run import (
     KILLED,
     TERMINATED,
     Files,
+    JobRequest,
     Kind,
     Run,
     Step,
@@ -72,12 +73,19 @@ class Execution:
             self._cluster.at(self._cluster.now + run.request.after_wait, self._wait_over, run)
             return
         run.waits = False
-        before = self._owners.get(run.request.after_dir)
-        code = before.recorded if before is not None and before.cause == "timeout" else None
-        if code is not None and (code or run.request.after_zero):
+        if self._goes_by_itself(run.request):
             self._claims(run)
         else:
             self._exits(run, EXIT_CLAIM_FAILED, False)
+
+    def _goes_by_itself(self, request: JobRequest) -> bool:
+        """Whether what the attempts before have left word of lets one begin that nobody tells anything."""
+        before = [self._owners.get(place) for place in request.after_dir.split("\n")]
+        ends = [(run.recorded, run.cause) if run is not None else (None, "") for run in before]
+        if request.after_end == "success":
+            return all(code == 0 and cause == "exit" for code, cause in ends)
+        ((code, cause),) = ends if request.after_end == "limit" else ((None, ""),)
+        return code is not None and cause == "timeout" and bool(code or request.after_zero)
 
     def begin(self, job: FakeJob) -> bool:
         """Run the guard of a job on its nodes; whether it may run the command, now or later."""

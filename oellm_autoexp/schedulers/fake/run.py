@@ -55,10 +55,11 @@ class JobRequest:
     dependency: str = ""
     #: It is not begun where it could not end before; UTC epoch seconds.
     deadline: float | None = None
-    #: What the guard is told of the attempt that it was queued behind: AUTOEXP_AFTER_DIR, _WAIT_S, _ZERO.
+    #: What the guard is told of those that it was queued behind: AUTOEXP_AFTER_DIR, _WAIT_S, _ZERO, _END.
     after_dir: str = ""
     after_wait: float = 0.0
     after_zero: bool = False
+    after_end: str = "limit"
 
 
 class Kind(Enum):

@@ -12,7 +12,7 @@ from oellm_autoexp.config.schema import option
 from oellm_autoexp.config.sockets import Submission, Task
 from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.core.times import format_time, parse_signal
-from oellm_autoexp.errors import ConfigError, Fault
+from oellm_autoexp.errors import ConfigError, Fault, SubmitRejected
 from oellm_autoexp.rendering import templates
 from oellm_autoexp.sweep.scalars import format_scalar
 
@@ -40,6 +40,7 @@ EXPORTED = (
     "AUTOEXP_AFTER_DIR",
     "AUTOEXP_AFTER_WAIT_S",
     "AUTOEXP_AFTER_ZERO",
+    "AUTOEXP_AFTER_END",
 )
 
 
@@ -240,6 +241,20 @@ def environment(token: str, task: Task, kill_wait_s: float) -> dict[str, str]:
     return told
 
 
+def dependency(submission: Submission, given: Mapping[str, str]) -> str:
+    """What a submission depends on (`--dependency`), whose script gives these options."""
+    after, own = f"afterany:{submission.after}" if submission.after else "", given.get("dependency", "")
+    if not (after and own):
+        return after or own
+    if not submission.keeps_dependency:
+        # The attempt before has waited for it.
+        return after
+    if "?" in own:
+        # Slurm has no word for "this, and one of those".
+        raise SubmitRejected(f"it cannot wait behind other jobs beside its own --dependency={own}")
+    return f"{after},{own}"
+
+
 def submission_options(submission: Submission, script: str) -> list[str]:
     """What differs between submissions of the same jobs, and what their script says nothing of."""
     limits = [task.time_limit_s for task in submission.tasks]
@@ -250,8 +265,7 @@ def submission_options(submission: Submission, script: str) -> list[str]:
         # This option would replace that of the script.
         options.append(f"--exclude={joined(given.get('exclude', ''), submission.exclude)}")
     if submission.after:
-        # It takes the place of what the script depends on, which the job before has waited for.
-        options.append(f"--dependency=afterany:{submission.after}")
+        options.append(f"--dependency={dependency(submission, given)}")
     if "comment" not in given:
         options.append(f"--comment={submission.token}")
     if given.keys().isdisjoint(("requeue", "no-requeue")):
