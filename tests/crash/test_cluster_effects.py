@@ -16,6 +16,9 @@ from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 UNSAFE = ("write_at:after", "fsync:before", "append:after", "submit:after", "cancel:after")
 PLAY = {"startup": 5.0, "log_every": 60.0, "checkpoint_takes": 5.0, "stop_takes": 1.0, "lines": LINES}
 ENDS = {"saves": "succeeded", "breaks": "failed", "unwanted": "cancelled"}
+#: What waits for these, in the setup that has it.
+FAMILY = {"child": "saves", "orphan": "breaks"}
+FAMILY_ENDS = {"saves": "succeeded", "child": "succeeded", "breaks": "failed", "orphan": "cancelled"}
 
 
 def befall(played: Played, kind: Any, **fault: Any) -> None:
@@ -30,6 +33,8 @@ def scenario(*, max_array_size: int, **cluster: Any) -> dict[str, Any]:
             {**PLAY, "match": "saves", "work": 150.0, "checkpoint_every": 60.0},
             {**PLAY, "match": "breaks", "work": 300.0, "checkpoint_every": None, "mishaps": [breaks]},
             {**PLAY, "match": "unwanted", "work": 86400.0, "checkpoint_every": None},
+            {**PLAY, "match": "child", "work": 100.0, "checkpoint_every": 60.0},
+            {**PLAY, "match": "orphan", "work": 60.0, "checkpoint_every": None},
         ],
     }
 
@@ -53,17 +58,23 @@ CHAIN: Plan = {
     330.0: lambda played: befall(played, "outage", lasts=40.0),
     400.0: lambda played: played.drop("cancel", "unwanted"),
 }
+EARLY: Plan = {
+    0.0: lambda played: befall(played, "lost_answer"),
+    110.0: lambda played: befall(played, "outage", lasts=40.0),
+}
 SETUPS = {
     "array": (ARRAY, scenario(max_array_size=10, accounting=True)),
     "nodes": (NODES, scenario(max_array_size=1, accounting=False, requeue=False, slurmd_timeout=20.0)),
     "chain": (CHAIN, scenario(max_array_size=1, accounting=False)),
+    "early": (EARLY, scenario(max_array_size=1, accounting=False)),
 }
-#: Of each: the time limit, how long what waits behind another attempt waits for the word, and for how long
+#: Of each: the time limit, how long what waits behind other attempts waits for the word, and for how long
 #: nobody leads after a death.
 HABITS: dict[str, tuple[int | None, float | None, float]] = {
     "array": (None, None, 5.0),
     "nodes": (None, None, 5.0),
     "chain": (120, 30.0, 200.0),
+    "early": (None, 30.0, 200.0),
 }
 
 
@@ -77,14 +88,21 @@ def play(name: str, fatal: Fatal) -> int:
         },
     }
     limit, wait, away = HABITS[name]
-    if wait is not None:
+    ends, early = (FAMILY_ENDS, wait) if name == "early" else (ENDS, None)
+    if early is not None:
+        # Nothing but the exit status tells of success: without a leader it is enough.
+        signals = {key: rule for key, rule in RULES["monitoring"]["log_signals"].items() if key != "nan"}
+        rules["monitoring"] = {**RULES["monitoring"], "log_signals": signals}
+    elif wait is not None:
         rules["monitoring"] = {**RULES["monitoring"], "startup_grace_seconds": 10}
     setup = Setup(
-        jobs=list(ENDS),
+        jobs=list(ends),
         rules=rules,
         scenario=told,
         time_limit=limit,
-        successor_wait=wait,
+        successor_wait=wait if early is None else None,
+        early_wait=early,
+        parents={} if early is None else {child: [parent] for child, parent in FAMILY.items()},
         pace=20.0,
         stride=40.0,
     )
@@ -111,7 +129,7 @@ def play(name: str, fatal: Fatal) -> int:
         played.audit.at_the_end()
         check_actions(played)
         jobs = played.audit.session.jobs
-        assert {job: jobs[job].state.value for job in jobs} == ENDS
+        assert {job: jobs[job].state.value for job in jobs} == ends
         return killed
 
 

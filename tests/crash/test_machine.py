@@ -21,10 +21,13 @@ from oellm_autoexp.monitor.loop import Loop
 from oellm_autoexp.schedulers.fake.scenario import ClusterFault
 
 JOBS = ["steady", "breaks", "hangs"]
+#: What waits for others, in the queue too, in some of the histories.
+CHILDREN = {"child": ["breaks", "hangs"]}
 PLAY = {"startup": 5.0, "log_every": 60.0, "checkpoint_every": 200.0, "lines": LINES}
 SCENARIO: dict[str, Any] = {
     "jobs": [
         {**PLAY, "match": "steady", "work": 900.0},
+        {**PLAY, "match": "child", "work": 300.0},
         {**PLAY, "match": "breaks", "work": 600.0, "mishaps": [{"kind": "exit", "at_work": 100.0}]},
         {
             **PLAY,
@@ -53,9 +56,13 @@ class Orchestra(RuleBasedStateMachine):
         self.stopped: list[Loop] = []
 
     @initialize(
-        arrays=st.booleans(), accounting=st.booleans(), requeue=st.booleans(), rehearsal=st.booleans()
+        arrays=st.booleans(),
+        accounting=st.booleans(),
+        requeue=st.booleans(),
+        rehearsal=st.booleans(),
+        early=st.booleans(),
     )
-    def begin(self, arrays: bool, accounting: bool, requeue: bool, rehearsal: bool) -> None:
+    def begin(self, arrays: bool, accounting: bool, requeue: bool, rehearsal: bool, early: bool) -> None:
         habits = {
             "nodes": 2,
             "max_array_size": 10 if arrays else 1,
@@ -68,7 +75,9 @@ class Orchestra(RuleBasedStateMachine):
         }
         monitoring = {**RULES["monitoring"], "inactivity_threshold_seconds": 300}
         setup = Setup(
-            jobs=JOBS,
+            jobs=[*JOBS, *(CHILDREN if early else ())],
+            parents=CHILDREN if early else {},
+            early_wait=60.0 if early else None,
             rules={**RULES, "monitoring": monitoring},
             scenario={**SCENARIO, "cluster": habits},
             breaker=None,

@@ -53,6 +53,7 @@ def test_the_seeds_reach_what_they_are_for() -> None:
         "adopted",
         "withdrawn",
         "orphaned",
+        "successor_taken",
         "blinded",
         "restart_scheduled",
         "cancel_sent",
