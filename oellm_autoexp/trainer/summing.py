@@ -61,14 +61,17 @@ class ColumnSums:
                 self._scratch[:lead] = bytes(lead)
                 self._scratch[lead : lead + size] = piece
                 self._scratch[lead + size : words * 8] = bytes(words * 8 - lead - size)
-                self.add_words(offset // 8, self._words[:words])
+                self._add(offset // 8, self._words[:words])
             else:
-                self.add_words(offset // 8, torch.frombuffer(piece, dtype=torch.int64))
+                self._add(offset // 8, torch.frombuffer(piece, dtype=torch.int64))
             offset += size
             data = data[size:]
 
-    def add_words(self, index: int, words: torch.Tensor) -> None:
-        """At most `_ROWS` rows of words of 64 bits, the first of which is the one of number `index`."""
+    def add_rows(self, rows: torch.Tensor) -> None:
+        """Whole rows of words of 64 bits."""
+        self._sums += rows.sum(0)
+
+    def _add(self, index: int, words: torch.Tensor) -> None:
         column = index % WIDTH
         if column:
             head = words[: WIDTH - column]
@@ -76,7 +79,7 @@ class ColumnSums:
             words = words[len(head) :]
         rows = len(words) // WIDTH
         if rows:
-            self._sums += words[: rows * WIDTH].view(rows, WIDTH).sum(0)
+            self.add_rows(words[: rows * WIDTH].view(rows, WIDTH))
             words = words[rows * WIDTH :]
         if len(words):
             self._sums[: len(words)] += words
@@ -232,18 +235,24 @@ class CheckingFile(io.RawIOBase):
 
     def _read_part(self, start: int, view: memoryview) -> ColumnSums:
         sums = ColumnSums()
-        words = None if start % 8 or len(view) % 8 else torch.frombuffer(view, dtype=torch.int64)
-        first = 0
-        while first < len(view):
-            # From the end of a row on, whole chunks.
-            last = min(len(view), first + _CHUNK - (start + first) % (WIDTH * 8))
-            self._read(start + first, view[first:last])
-            if words is None:
-                sums.add(start + first, view[first:last])
-            else:
-                sums.add_words((start + first) // 8, words[first // 8 : last // 8])
-            first = last
+        # From the end of a row on, whole chunks.
+        first = min(len(view), -start % (WIDTH * 8))
+        last = len(view) - (len(view) - first) % _CHUNK
+        if start % 8:
+            first = last = 0
+        self._read_and_add(sums, start, view[:first])
+        if first < last:
+            chunks = torch.frombuffer(view[first:last], dtype=torch.int64).view(-1, _ROWS, WIDTH)
+            for chunk in chunks.unbind(0):
+                self._read(start + first, view[first : first + _CHUNK])
+                sums.add_rows(chunk)
+                first += _CHUNK
+        self._read_and_add(sums, start + last, view[last:])
         return sums
+
+    def _read_and_add(self, sums: ColumnSums, start: int, view: memoryview) -> None:
+        self._read(start, view)
+        sums.add(start, view)
 
     def _read(self, start: int, view: memoryview) -> int:
         """Fill the view.
