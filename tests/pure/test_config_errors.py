@@ -164,7 +164,7 @@ MISTAKES = [
         "project: {name: t}\nbackend: {command: [x]}",
         "backend",
         2,
-        "CommandBackend, NullBackend",
+        "CommandBackend, FabricBackend, NullBackend",
         whole=True,
     ),
     # references
