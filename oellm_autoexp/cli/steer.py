@@ -50,6 +50,7 @@ def retry(
         typer.Option(metavar="FILE:FUNCTION", help="should_resubmit(job) -> bool, or (bool, reason)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which would start again.")] = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and who gives it is not refused
 ) -> None:
     """Start failed or cancelled jobs again, with fresh budgets; without names, all of them.
 
