@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -260,7 +261,20 @@ def _plain_errors() -> Iterator[None]:
 def main() -> None:
     """The entry point of `oellm-autoexp`."""
     with _plain_errors():
-        app(args=spelled_out(sys.argv[1:]))
+        words = spelled_out(sys.argv[1:])
+        _needed(words)(args=words)
+
+
+def _needed(words: Sequence[str]) -> typer.Typer:
+    """The app with the command that is called alone: to prepare all of them takes longer than most work.
+
+    All where none of them is called by its name, as where a shell asks what there is.
+    """
+    name = words[0] if words else ""
+    made = copy.copy(app)
+    made.registered_commands = [each for each in app.registered_commands if each.name == name]
+    made.registered_groups = [each for each in app.registered_groups if each.name == name]
+    return made if made.registered_commands or made.registered_groups else app
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

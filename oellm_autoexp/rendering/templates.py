@@ -13,17 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from oellm_autoexp.core import symbols
 from oellm_autoexp.core.latest import Latest
-from oellm_autoexp.core.script import ScriptRequest
 from oellm_autoexp.errors import AutoexpError, ConfigError, Fault, did_you_mean
 from oellm_autoexp.rendering import shell
 from oellm_autoexp.sweep.scalars import format_scalar
+
+if TYPE_CHECKING:
+    from oellm_autoexp.core.script import ScriptRequest
 
 BUILT_IN = Path(__file__).with_name("job_script.sh.j2")
 
