@@ -68,9 +68,14 @@ def flat(header: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> str
         return text.getvalue()
     lines = [header, ["---"] * len(header), *rows]
     return (
-        "\n".join("| " + " | ".join("" if v is None else str(v) for v in line) + " |" for line in lines)
+        "\n".join("| " + " | ".join("" if v is None else _cell(v) for v in line) + " |" for line in lines)
         + "\n"
     )
+
+
+def _cell(value: Any) -> str:
+    """A value that neither ends its cell nor its row; else as it is, for it is read on a terminal, too."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _plain(value: Any) -> Any:

@@ -343,7 +343,6 @@ class LoggingConfig:
     log_loader_proportions: bool = True
     all_reduce_metrics: bool = False
     log_scalars_every_n_steps: int | None = 50
-    log_images_every_n_steps: int | None = 500
 
     def __post_init__(self) -> None:
         _tuples(self, "composite_loggers", "wandb_tags")
@@ -351,7 +350,7 @@ class LoggingConfig:
         _one_of(self, "wandb_mode", "online", "offline", "disabled", None)
         _one_of(self, "wandb_resume", "allow", "must", "never", None)
         _one_of(self, "console_log_level", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-        _above_zero(self, "log_scalars_every_n_steps", "log_images_every_n_steps")
+        _above_zero(self, "log_scalars_every_n_steps")
         _some_text(self, "tensorboard_dir", "csv_path", "mlflow_tracking_uri", "mlflow_experiment")
         unknown = set(self.composite_loggers or ()) - set(LOGGERS)
         if unknown:

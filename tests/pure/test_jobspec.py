@@ -577,6 +577,7 @@ def job_of(state: JobState, mode: str = "") -> Job:
         ("OOM", "oom"),
         ("out-of-memory", "oom"),
         ("crash.nan", ""),
+        ("timeout", ""),
         ("completed", "done"),
         ("success", "done"),
         ("running", "running"),

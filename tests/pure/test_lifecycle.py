@@ -506,6 +506,18 @@ def test_a_changed_job_is_refused_until_update() -> None:
     assert state.jobs["a"].spec.id == "other"
 
 
+def test_a_part_of_a_plan_says_nothing_of_the_others() -> None:
+    """They are not missing, also where a person prunes; what has ended of the part starts anew if wanted."""
+    state = session(spec("a"), spec("b"))
+    for prune in (False, True):
+        part = reconcile(state, opened(), [spec("a")], {"r": {}}, now=1, prune=prune, whole=False)
+        assert (part.missing, part.events) == ((), ())
+    for name in "ab":
+        state.jobs[name] = replace(state.jobs[name], state=JobState.FAILED)
+    part = reconcile(state, opened(), [spec("a"), spec("b")], {"r": {}}, now=1, whole=False, again=("a",))
+    assert [event.job for event in part.events if isinstance(event, ev.JobRetried)] == ["a"]
+
+
 def test_a_missing_job_is_reported_and_cancelled_only_by_prune() -> None:
     """A point that left the plan goes on until a person says otherwise."""
     state = session(spec("a"), spec("b"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oellm_autoexp.cli.render import flat
 from oellm_autoexp.core import events as ev
 from oellm_autoexp.core.model import Cursor, Job, JobSpec, JobState, LogSignal
 from oellm_autoexp.core.session import Session
@@ -61,3 +62,8 @@ def test_a_file_that_is_there_is_not_created_again(tmp_path: Path) -> None:
     assert Effects().create(path, b"first", mode=0o644)
     assert not Effects().create(path, b"second", mode=0o644)
     assert path.read_bytes() == b"first"
+
+
+def test_no_value_ends_its_cell_or_its_row() -> None:
+    """Of a table in Markdown; what a terminal shows is else as it is."""
+    assert flat(["job_a"], [["x|y\nz_1"], [None]], "md").splitlines()[2:] == ["| x\\|y z_1 |", "|  |"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from commands import ROOT, Cli
 
+from oellm_autoexp.cli import main as cli
+
 Tab = Callable[[str], list[str]]
 
 
@@ -130,3 +132,12 @@ def test_trouble_offers_and_says_nothing(tmp_path: Path, program: Callable[..., 
     home.rename(tmp_path / "away")
     home.write_text("")
     assert tab("status t") == []
+
+
+def test_only_the_command_that_is_called_is_prepared() -> None:
+    """All are, where none is named as it is called: then they are listed, or one that is near."""
+    status, daemon = cli._needed(["status", "outputs"]), cli._needed(["daemon", "start"])
+    assert [each.name for each in status.registered_commands] == ["status"] and not status.registered_groups
+    assert [each.name for each in daemon.registered_groups] == ["daemon"] and not daemon.registered_commands
+    for words in ([], ["statu"], ["--help"], ["--version"]):
+        assert cli._needed(words) is cli.app
