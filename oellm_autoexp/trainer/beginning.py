@@ -13,7 +13,7 @@ import torch
 
 from oellm_autoexp.core.experiment import MultiDataLoaderConfig, SamplingStrategy, ValidationAggregation
 from oellm_autoexp.errors import TrainerError
-from oellm_autoexp.trainer import rng, state
+from oellm_autoexp.trainer import rng, sharded, state
 from oellm_autoexp.trainer.agreement import Agreement
 from oellm_autoexp.trainer.boundaries import Boundaries
 from oellm_autoexp.trainer.builtin_hooks import found
@@ -133,6 +133,9 @@ class Beginning(Boundaries):
         weights: Any = load(path) if load is not None else self._keeper.load(path)["model_state_dict"]
         if isinstance(weights, WarmStartResult):
             weights, strict = weights.model_state_dict, weights.strict
+        if self._engine.sharded:
+            like = state.likeness(self._engine)
+            weights = sharded.spread({"model_state_dict": dict(weights)}, like)["model_state_dict"]
         try:
             missing, unexpected = self.module.load_state_dict(weights, strict=strict)
         except RuntimeError as error:

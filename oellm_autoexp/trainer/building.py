@@ -31,8 +31,12 @@ from oellm_autoexp.core.experiment import DDPConfig, ExperimentConfig, Performan
 from oellm_autoexp.errors import TrainerError
 from oellm_autoexp.trainer import rng
 from oellm_autoexp.trainer.builtin_hooks import found
+from oellm_autoexp.trainer.config import trainer_config
+from oellm_autoexp.trainer.engine import compiled
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from oellm_autoexp.trainer.trainer import GenericTrainer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,12 +97,17 @@ def trainer(
         raise TrainerError(
             f"gives no module but {type(model).__name__}", where=f"model.type: {config.model.type}"
         )
+    kind, sharding = type(model), fabric is not None and _shards(fabric.strategy)
+    if sharding:
+        # What is optimized are the shards.
+        model = fabric.setup_module(compiled(model, trainer_config(config).performance))
     optimizer = optimizer_of(config, model)
     schedulers = scheduler_of(config, optimizer)
-    built = cls(config, model, [optimizer], schedulers, fabric)
+    stepped = fabric.setup_optimizers(optimizer) if sharding else optimizer
+    built = cls(config, model, [stepped], schedulers, fabric)
     for name in ("training_step", "validation_step"):
         path = config.custom_params.get(name)
-        step = found(path, f"custom_params.{name}") if path else getattr(type(model), name, None)
+        step = found(path, f"custom_params.{name}") if path else getattr(kind, name, None)
         if step is not None:
             getattr(built, f"set_{name}")(step)
         elif name == "training_step":
@@ -270,7 +279,16 @@ def _strategy(ddp: DDPConfig, processes: int) -> Any:
     from datetime import timedelta
 
     from lightning.fabric.strategies.ddp import DDPStrategy
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 
+    if ddp.strategy == "fsdp":
+        return ModelParallelStrategy(
+            _shard,
+            data_parallel_size=processes,
+            tensor_parallel_size=1,
+            process_group_backend=ddp.backend,
+            timeout=timedelta(seconds=ddp.timeout_seconds),
+        )
     if ddp.strategy == "ddp" or (ddp.strategy == "auto" and processes > 1):
         return DDPStrategy(
             process_group_backend=ddp.backend,
@@ -278,3 +296,23 @@ def _strategy(ddp: DDPConfig, processes: int) -> Any:
             find_unused_parameters=ddp.find_unused_parameters,
         )
     return ddp.strategy
+
+
+def _shards(strategy: Any) -> bool:
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+
+    return isinstance(strategy, ModelParallelStrategy)
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """FSDP2: the blocks that lists and sequences of the model consist of, one by one; then the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    data = mesh["data_parallel"]
+    lists = [each for each in model.modules() if isinstance(each, (nn.ModuleList, nn.Sequential))]
+    nested = {id(inner) for outer in lists for block in outer for inner in block.modules()}
+    for block in (block for each in lists if id(each) not in nested for block in each):
+        if any(True for _ in block.children()):
+            fully_shard(block, mesh=data)
+    fully_shard(model, mesh=data)
+    return model

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from oellm_autoexp.core.experiment import PerformanceConfig
@@ -19,7 +20,11 @@ _NOTHING = nullcontext()
 class Engine:
     """PyTorch alone: one process, or several whose process group and wrapped model the program has made.
 
-    `model` is what is called, `module` what was given, whose state is saved.
+    `model` is what is called, `module` what was given, whose state is saved. `sharded`: each rank has a part
+    of the parameters (FSDP2, tensor parallelism).
+
+    Raises:
+        TrainerError: model and optimizers do not fit together, or are wrapped in FSDP1.
     """
 
     fabric: Any = None
@@ -42,9 +47,24 @@ class Engine:
             [each for group in optimizer.param_groups for each in group["params"]]
             for optimizer in self.optimizers
         ]
+        self.sharded = any(isinstance(each, DTensor) for each in self.module.parameters())
+        self._check_shards()
+
+    def _check_shards(self) -> None:
+        if any(type(each).__name__ == "FullyShardedDataParallel" for each in self.model.modules()):
+            what = "the model is wrapped in FullyShardedDataParallel (FSDP1), whose states are not saved"
+            hint = "use FSDP2: torch.distributed.fsdp.fully_shard, or ddp.strategy: fsdp in a config"
+            raise TrainerError(what, hint=hint)
+        known = set(map(id, self.module.parameters()))
+        if self.sharded and not all(id(each) in known for own in self.parameters for each in own):
+            what = "an optimizer was made before the model was sharded, and would step what nothing uses"
+            hint = (
+                "shard the model (fully_shard, fabric.setup_module), then make optimizers of its parameters"
+            )
+            raise TrainerError(what, hint=hint)
 
     def _set_up(self, model: nn.Module, optimizers: list[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
-        return _compiled(model, self.config), optimizers
+        return compiled(model, self.config), optimizers
 
     # ------------------------------------------------------------ one micro-step
 
@@ -56,10 +76,14 @@ class Engine:
 
     def without_sync(self, skip: bool) -> AbstractContextManager[Any]:
         """Around a micro-step; `skip`: gradients are not exchanged yet."""
-        if skip and self.world_size > 1 and hasattr(self.model, "no_sync"):
+        if not skip or self.world_size == 1:
+            return _NOTHING
+        if hasattr(self.model, "no_sync"):
             no_sync: Any = self.model.no_sync
             manager: AbstractContextManager[Any] = no_sync()
             return manager
+        if hasattr(self.model, "set_requires_gradient_sync"):
+            return _unsynced(self.model)
         return _NOTHING
 
     def backward(self, loss: Tensor) -> None:
@@ -67,7 +91,7 @@ class Engine:
 
     def clip(self, number: int, max_norm: float) -> Tensor:
         """Clip the gradients of an optimizer's parameters; their norm before that."""
-        return nn.utils.clip_grad_norm_(self.parameters[number], max_norm)
+        return _whole(nn.utils.clip_grad_norm_(self.parameters[number], max_norm))
 
     def to_device(self, data: Any) -> Any:
         """A batch where the model is."""
@@ -134,7 +158,7 @@ class FabricEngine(Engine):
                 raise TrainerError(what, hint=hint)
             return model, optimizers
         self._check_launched()
-        made = self.fabric.setup(_compiled(model, self.config), *optimizers)
+        made = self.fabric.setup(compiled(model, self.config), *optimizers)
         model, *optimizers = made if isinstance(made, tuple) else (made,)
         return model, optimizers
 
@@ -164,7 +188,7 @@ class FabricEngine(Engine):
         norm: Tensor = self.fabric.clip_gradients(
             self.model, self.optimizers[number], max_norm=max_norm, error_if_nonfinite=False
         )
-        return norm
+        return _whole(norm)
 
     def to_device(self, data: Any) -> Any:
         return data if self.on_cpu else self.fabric.to_device(data)
@@ -185,12 +209,27 @@ def engine(
     return kind(model, list(optimizers), config, fabric)
 
 
-def _compiled(model: nn.Module, config: PerformanceConfig) -> nn.Module:
+def compiled(model: nn.Module, config: PerformanceConfig) -> nn.Module:
+    """The model, compiled where the config says so."""
     if not config.compile_model:
         return model
     options = {"backend": config.compile_backend} if config.compile_backend else {}
-    compiled: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
-    return compiled
+    faster: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
+    return faster
+
+
+@contextmanager
+def _unsynced(model: Any) -> Iterator[None]:
+    """As `no_sync`, for a model of `fully_shard`."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _innermost(model: nn.Module) -> nn.Module:

@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed.tensor import DTensor
-
 from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.checkpoints.record import CommitRecord, Kind, NameTemplate
 from oellm_autoexp.errors import CheckpointTimeoutError, PreemptionTimeoutError
@@ -21,6 +19,7 @@ from oellm_autoexp.trainer.engine import Engine
 from oellm_autoexp.trainer.loggers import Logger
 from oellm_autoexp.trainer.phases import TrainerPhase
 from oellm_autoexp.trainer.saving import Saver
+from oellm_autoexp.trainer.sharded import Like, spread
 
 if TYPE_CHECKING:
     from oellm_autoexp.trainer.boundaries import Boundaries
@@ -58,7 +57,7 @@ class Keeper:
                 keep=checkpoint.max_checkpoints,
                 metric=metric.replace("_", "/", 1) if metric and "/" not in metric else metric,
                 mode=checkpoint.monitor_mode,
-                shards=any(isinstance(each, DTensor) for each in self._engine.module.parameters()),
+                shards=self._engine.sharded,
                 rank=self._engine.rank,
                 on_saved=lambda record, path: self._logger.log_checkpoint(path, record.step),
             )
@@ -162,21 +161,27 @@ class Keeper:
 
     # ------------------------------------------------------------ reading
 
-    def newest(self, into: Any = None) -> tuple[CommitRecord, dict[str, Any]] | None:
+    def newest(self) -> tuple[CommitRecord, dict[str, Any]] | None:
         """The newest checkpoint that is complete and undamaged, and what it holds; all ranks have to call it.
 
         Raises:
             CheckpointError: there are some, and none can be used.
         """
-        return self._saver.restore(_skipped, into=into)
+        like = state.likeness(self._engine)
+        found = self._saver.restore(_skipped, like=like)
+        return (found[0], self._fitting(found[1], like)) if found is not None else None
 
     def load(self, path: Path) -> dict[str, Any]:
-        """What a checkpoint holds.
+        """What a checkpoint holds; all ranks have to call it.
 
         Raises:
             CheckpointError: it cannot be read, or is damaged.
         """
-        return self._saver.load(path)
+        like = state.likeness(self._engine)
+        return self._fitting(self._saver.load(path, like=like), like)
+
+    def _fitting(self, payload: dict[str, Any], like: Like) -> dict[str, Any]:
+        return spread(payload, like) if self._engine.sharded else payload
 
 
 def _skipped(name: str, problem: str) -> None:

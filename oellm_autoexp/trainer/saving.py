@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import threading
 import warnings
@@ -94,7 +95,7 @@ class Saver:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"the record cannot be written: {error}", where=record.name) from None
         if self._shards:
-            return self._save_shards(dict(state), record, blocking)
+            return self._save_shards(state, record, blocking)
         if not self._allow_pickle:
             refuse_unsafe(dict(state))
         staged = self._staged(record.name)
@@ -130,11 +131,13 @@ class Saver:
         if self._on_saved is not None:
             self._on_saved(next(each for each in records if each.name == record.name), path)
 
-    def _save_shards(self, state: dict[str, Any], record: CommitRecord, blocking: bool) -> Path:
+    def _save_shards(self, state: Mapping[str, Any], record: CommitRecord, blocking: bool) -> Path:
         failure: CheckpointError | None = None
-        staged = None
+        staged = packed = None
+        parts, rest = sharded.apart(state)
         if self._rank == 0:
             try:
+                packed = self._packed(rest)
                 staged = self._staged(record.name)
             except CheckpointError as error:
                 failure = error
@@ -144,13 +147,21 @@ class Saver:
         assert staged is not None
         writer = sharded.ShardWriter(staged, self._disk)
         later = self._asynchronous and not blocking
-        copied = writer.stage(state) if later else state
+        tensors = sharded.as_written(parts, packed)
+        copied = writer.stage(tensors) if later else tensors
         return self._run(lambda: self._write_shards(copied, staged, record, writer), staged, later)
 
+    def _packed(self, rest: dict[str, Any]) -> bytes:
+        if not self._allow_pickle:
+            refuse_unsafe(rest)
+        packed = io.BytesIO()
+        torch.save(rest, packed)
+        return packed.getvalue()
+
     def _write_shards(
-        self, state: dict[str, Any], staged: Path, record: CommitRecord, writer: sharded.ShardWriter
+        self, tensors: dict[str, Any], staged: Path, record: CommitRecord, writer: sharded.ShardWriter
     ) -> None:
-        sharded.write(state, writer, self._group)
+        sharded.write(tensors, writer, self._group)
         parts = sharded.gathered(writer.records(staged.name), self._group)
         failure: CheckpointError | None = None
         if self._rank == 0:
@@ -233,7 +244,7 @@ class Saver:
     # ---- reading
 
     def restore(
-        self, on_skip: OnSkip, *, into: dict[str, Any] | None = None, map_location: Any = "cpu"
+        self, on_skip: OnSkip, *, like: sharded.Like = sharded.whole, map_location: Any = "cpu"
     ) -> tuple[CommitRecord, dict[str, Any]] | None:
         """The newest complete and undamaged checkpoint, with its state; None where there was never one.
 
@@ -248,10 +259,10 @@ class Saver:
 
         def check(record: CommitRecord) -> str:
             sharded.told(record, self._group)
-            return self._tried(record, loaded, into, map_location)
+            return self._tried(record, loaded, like, map_location)
 
         if self._rank != 0 and _distributed():
-            return self._follow(loaded, into, map_location)
+            return self._follow(loaded, like, map_location)
         try:
             found = self.store.newest(on_skip, check)
         except CheckpointError as error:
@@ -261,7 +272,7 @@ class Saver:
         return (found, loaded[-1]) if found is not None else None
 
     def _follow(
-        self, loaded: list[dict[str, Any]], into: dict[str, Any] | None, map_location: Any
+        self, loaded: list[dict[str, Any]], like: sharded.Like, map_location: Any
     ) -> tuple[CommitRecord, dict[str, Any]] | None:
         """What the other ranks do while rank 0 looks for a checkpoint."""
         record: CommitRecord | None = None
@@ -269,21 +280,21 @@ class Saver:
             if isinstance(said, CheckpointError):
                 raise said
             record = said
-            self._tried(said, loaded, into, map_location)
+            self._tried(said, loaded, like, map_location)
         return (record, loaded[-1]) if record is not None else None
 
     def _tried(
         self,
         record: CommitRecord,
         loaded: list[dict[str, Any]],
-        into: dict[str, Any] | None,
+        like: sharded.Like,
         map_location: Any,
     ) -> str:
         """What is wrong with it for any of the processes."""
         loaded.clear()
         mine: CheckpointError | None = None
         try:
-            loaded.append(self.load(record, into=into, map_location=map_location))
+            loaded.append(self.load(record, like=like, map_location=map_location))
         except CheckpointError as error:
             mine = error
         errors: list[CheckpointError] = [each for each in sharded.gathered(mine, self._group) if each]
@@ -296,13 +307,14 @@ class Saver:
         self,
         source: CommitRecord | str | Path,
         *,
-        into: dict[str, Any] | None = None,
+        like: sharded.Like = sharded.whole,
         map_location: Any = "cpu",
     ) -> dict[str, Any]:
         """The state of a checkpoint: of a record, or of a path (also of a link, and in another directory).
 
         Its checksums are compared in the same pass. A file without a record is read as it is. What consists
-        of shards is read `into` a state of the same form, by all processes together.
+        of shards is read by all processes together, each tensor spread as the one that `like` names for its
+        keys; one that it names none for is whole.
 
         Raises:
             DamagedError: it is not what its record says.
@@ -315,7 +327,7 @@ class Saver:
         try:
             with store.reading(record) as place:
                 if place.is_dir():
-                    return self._load_shards(place, record, into)
+                    return self._load_shards(place, record, like, map_location)
                 return self._load_checked(place, record, map_location)
         except OSError as error:
             raise DamagedError(f"cannot be read: {error.strerror}", where=str(path)) from error
@@ -372,19 +384,15 @@ class Saver:
             raise CheckpointError(f"holds a {type(state).__name__} in place of a state", where=str(path))
         return state
 
-    def _load_shards(self, path: Path, record: CommitRecord, into: dict[str, Any] | None) -> dict[str, Any]:
-        if into is None:
-            hint = "give `into` a state of the same form, whose tensors are filled"
-            raise CheckpointError(
-                "consists of shards, which are read into a state", where=str(path), hint=hint
-            )
+    def _load_shards(
+        self, path: Path, record: CommitRecord, like: sharded.Like, map_location: Any
+    ) -> dict[str, Any]:
         size = dist.get_world_size(self._group) if _distributed() else 1
         mine = record.files[self._rank :: size]
         found = next(filter(None, sharded.gathered(sharded.problem(path.parent, mine), self._group)), "")
         if found:
             raise DamagedError(found, where=str(path))
-        sharded.read(into, path, self._group)
-        return into
+        return sharded.read(path, self._group, lambda rest: self._loaded(rest, path, map_location), like)
 
 
 def _distributed() -> bool:

@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from oellm_autoexp.errors import TrainerError
 from oellm_autoexp.trainer import rng
+from oellm_autoexp.trainer.engine import Engine
 from oellm_autoexp.trainer.phases import PhaseMachine, ResumeState, TrainerPhase, TrainMicroState
+from oellm_autoexp.trainer.sharded import Like, Place, whole
 
 if TYPE_CHECKING:
     from oellm_autoexp.trainer.boundaries import Boundaries
@@ -95,6 +98,25 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         "experiment_name": config.experiment_name,
         "config": config.to_dict(),
     }
+
+
+def likeness(engine: Engine) -> Like:
+    """Which tensor of a training one of a payload is like: the same weight, or the one that is optimized."""
+    if not engine.sharded:
+        return whole
+    weights = engine.module.state_dict()
+
+    def like(place: Place) -> torch.Tensor | None:
+        match place:
+            case ("model_state_dict", name):
+                return weights.get(name)
+            case ("optimizer_state_dicts", int(number), "state", int(index), _):
+                parameters = engine.parameters[number] if number < len(engine.parameters) else []
+                return parameters[index] if index < len(parameters) else None
+            case _:
+                return None
+
+    return like
 
 
 def restore(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
@@ -178,6 +200,7 @@ def restore_ranks(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:
     """Where two payloads differ, bit by bit; NaN equals NaN."""
+    one, other = (each.to_local() if isinstance(each, DTensor) else each for each in (one, other))
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
         same = (
             isinstance(one, torch.Tensor)

@@ -63,42 +63,53 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
         assert trainings.final(directory) == wanted
 
 
+@pytest.mark.parametrize("spread", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGKILL"])
 def test_two_ranks_of_which_one_is_told_leave_together(
-    parent: trainings.Parent, tmp_path: Path, name: str
+    parent: trainings.Parent, tmp_path: Path, name: str, spread: str
 ) -> None:
     """The signal reaches one rank; both stop behind the same optimizer step, and end with the same bits."""
     undisturbed = tmp_path / "undisturbed"
-    answer = parent.train(undisturbed, 2, ranks=2)
-    assert answer["ends"] == [0, 0]
+    answer = parent.train(undisturbed, 2, ranks=2, spread=spread)
+    assert answer["ends"] == [0, 0], (undisturbed / "log-0").read_text()
     draw = random.Random(name)
     number = trainings.SIGNALS[name]
-    for training in range(3):
+    for training in range(3 if spread == "ddp" else 2):
         directory = tmp_path / str(training)
         for rank in (0, 1):
             call = draw.randint(answer["calls"] // 10, answer["calls"] * 9 // 10)
-            ends = parent.train(directory, 2, ranks=2, kill=(rank, call, name))["ends"]
+            kill = (rank, call, name)
+            ends = parent.train(directory, 2, ranks=2, spread=spread, kill=kill)["ends"]
             if name == "SIGKILL":
                 assert ends[rank] in (0, -number)
             else:
                 assert ends in ([0, 0], [128 + number] * 2), (directory / f"log-{rank}").read_text()
                 assert len(trainings.trace(directory, 0)) == len(trainings.trace(directory, 1))
-        assert parent.train(directory, 2, ranks=2)["ends"] == [0, 0], (directory / "log-0").read_text()
+        ends = parent.train(directory, 2, ranks=2, spread=spread)["ends"]
+        assert ends == [0, 0], (directory / "log-0").read_text()
         for rank in (0, 1):
             whole = trainings.trace(undisturbed, rank)
             assert lineage(trainings.trace(directory, rank), whole) == whole
             assert trainings.final(directory, rank) == trainings.final(undisturbed, rank)
 
 
-def test_one_process_goes_on_with_what_two_have_left(parent: trainings.Parent, tmp_path: Path) -> None:
-    """Stopped within an epoch: each sample of it is seen once, by the two or by the one."""
-    directory = tmp_path / "shrunk"
-    calls = parent.train(tmp_path / "undisturbed", 1, ranks=2)["calls"]
-    ends = parent.train(directory, 1, ranks=2, kill=(0, calls // 4, "SIGTERM"))["ends"]
-    assert ends == [143, 143], (directory / "log-0").read_text()
-    before = [json.loads(line) for rank in (0, 1) for line in trainings.trace(directory, rank)]
-    assert {seen[0] for seen, *_ in before} == {0}
-    assert parent.train(directory, 1, scale=2)["ends"] == [0], (directory / "log-0").read_text()
-    lines = {line for rank in (0, 1) for line in trainings.trace(directory, rank)}
-    samples = [sample for line in lines for sample in json.loads(line)[0][4] if json.loads(line)[0][0] == 0]
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, "ddp"), (1, "")), ((2, "fsdp"), (1, "")), ((2, "fsdp"), (2, "ddp")), ((2, "ddp"), (2, "fsdp"))],
+    ids=lambda each: f"{each[0]}{each[1]}",
+)
+def test_others_go_on_with_what_two_have_left(
+    parent: trainings.Parent, tmp_path: Path, before: tuple[int, str], after: tuple[int, str]
+) -> None:
+    """Ended within an epoch: each sample of it is seen once, by those before or by those after, also where
+    the model is spread in another way."""
+    (ranks, spread), (ranks_after, spread_after) = before, after
+    ends = parent.train(tmp_path, 1, ranks=ranks, spread=spread, max_steps=4)["ends"]
+    assert ends == [0] * ranks, (tmp_path / "log-0").read_text()
+    seen = [json.loads(line) for rank in (0, 1) for line in trainings.trace(tmp_path, rank)]
+    assert len(seen) == 4 * ranks
+    ends = parent.train(tmp_path, 1, ranks=ranks_after, spread=spread_after, scale=2)["ends"]
+    assert ends == [0] * ranks_after, (tmp_path / "log-0").read_text()
+    seen = [json.loads(line) for rank in (0, 1) for line in trainings.trace(tmp_path, rank)]
+    samples = [sample for (epoch, *_, batch), *_ in seen if epoch == 0 for sample in batch]
     assert sorted(samples) == [*range(28), *range(1000, 1012)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 import torch._dynamo  # Else each child imports it, for seconds.
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -21,6 +24,7 @@ from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.checkpoints.record import CommitRecord
 from oellm_autoexp.checkpoints.store import DamagedError
 from oellm_autoexp.errors import CheckpointError
+from oellm_autoexp.trainer import sharded
 from oellm_autoexp.trainer.saving import Saver
 
 #: What one process of a group does, with its rank; what it returns is compared.
@@ -88,12 +92,14 @@ def saver(rank: int, root: Path, **options: Any) -> Saver:
 
 def restored(rank: int, root: Path) -> tuple[int, bool, list[str]]:
     said: list[str] = []
+    weights = state(99)["model"]["w"]
     with saver(rank, root) as reader:
-        into = state(99)
-        found = reader.restore(lambda name, problem: said.append(f"{name}: {problem}"), into=into)
+        found = reader.restore(
+            lambda name, problem: said.append(f"{name}: {problem}"),
+            like=lambda place: weights if place == ("model", "w") else None,
+        )
         assert found is not None
-        assert found[1] is into
-        return found[0].step, holds(into, found[0].step), said
+        return found[0].step, holds(found[1], found[0].step), said
 
 
 def save_two(rank: int, root: Path) -> list[str]:
@@ -128,7 +134,7 @@ def test_all_parts_are_saved_and_come_back(tmp_path: Path) -> None:
 
 def refused(rank: int, root: Path) -> str:
     with saver(rank, root) as reader, pytest.raises(CheckpointError) as caught:
-        reader.restore(lambda _name, _problem: None, into=state(99))
+        reader.restore(lambda _name, _problem: None)
     return str(caught.value)
 
 
@@ -186,21 +192,55 @@ def save_one(rank: int, root: Path) -> None:
         writer.save({**state(1), "plain": torch.ones(3)}, record(1))
 
 
-def test_a_process_alone_reads_shards_into_a_state(tmp_path: Path) -> None:
-    """As a notebook does; but it writes none."""
+def refused_objects(rank: int, root: Path) -> str:
+    with saver(rank, root) as writer, pytest.raises(CheckpointError) as caught:
+        writer.save({**state(1), "path": root}, record(1))
+    return str(caught.value)
+
+
+def test_a_process_alone_reads_what_is_whole(tmp_path: Path) -> None:
+    """As a notebook does; but it writes no shards."""
     root = tmp_path / "root"
     together(save_one, root)
     with Saver(LocalStore(root)) as alone:
-        into = {"model": {"w": torch.zeros(100, 40)}, "step": 0, "lrs": [], "plain": torch.zeros(3)}
-        assert alone.load("1.ckpt", into=into) is into
-        assert torch.equal(into["model"]["w"], whole(1))
-        assert (into["step"], into["lrs"], into["plain"].tolist()) == (1, [0.1, 1], [1, 1, 1])
-        with pytest.raises(CheckpointError, match="consists of shards"):
-            alone.load("1.ckpt")
-        with pytest.raises(CheckpointError, match=r"1\.ckpt cannot be loaded: rank 0: Missing key"):
-            alone.load("1.ckpt", into={"other": torch.zeros(3)})
+        found = alone.load("1.ckpt")
+        assert type(found["model"]["w"]) is torch.Tensor
+        assert torch.equal(found["model"]["w"], whole(1))
+        assert (found["step"], found["lrs"], found["plain"].tolist()) == (1, [0.1, 1], [1, 1, 1])
         (root / "1.ckpt" / ".metadata").write_bytes(b"")
         with pytest.raises(DamagedError, match="0 bytes in place of"):
-            alone.load("1.ckpt", into=into)
+            alone.load("1.ckpt")
     with pytest.raises(CheckpointError, match="shards are written by processes that train together"):
         Saver(LocalStore(root), shards=True)
+
+
+def test_shards_of_another_program_are_told(tmp_path: Path) -> None:
+    """What torch alone has written lacks the rest of the state."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        save_state_dict({"w": torch.ones(3)}, storage_writer=FileSystemWriter(tmp_path / "torch"))
+    with pytest.raises(CheckpointError, match="is no checkpoint of this program"):
+        sharded.read(tmp_path / "torch", None, torch.load, sharded.whole)
+
+
+def test_objects_that_only_code_makes_again_are_refused_by_all(tmp_path: Path) -> None:
+    for said in together(refused_objects, tmp_path / "root"):
+        assert "state['path']" in said
+
+
+def spread_whole(_rank: int, _root: Path) -> list[Any]:
+    """A state of whole tensors becomes one whose tensors are spread as wanted."""
+    wanted = state(0)["model"]["w"]
+    found = sharded.spread(
+        {"model": {"w": whole(3), "other": torch.ones(2)}},
+        lambda place: wanted if place == ("model", "w") else None,
+    )["model"]
+    return [
+        type(found["w"]) is DTensor,
+        torch.equal(found["w"].full_tensor(), whole(3)),
+        type(found["other"]),
+    ]
+
+
+def test_whole_tensors_are_spread(tmp_path: Path) -> None:
+    assert together(spread_whole, tmp_path / "root") == [[True, True, torch.Tensor]] * 2

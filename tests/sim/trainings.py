@@ -1,8 +1,8 @@
 """Small trainings in forked children, killed at any call, beside ones that nobody disturbs.
 
 Run as a program this is the warmed parent: it has torch loaded, and forks a child for each order it reads.
-An order is a line of JSON: {"directory", "accumulation", "ranks", "scale" (of the data), "kill": [rank, call,
-signal] or null}.
+An order is a line of JSON: {"directory", "accumulation", "ranks", "spread" (of the model: "ddp", "fsdp", ""),
+"scale" (of the data), "max_steps", "kill": [rank, call, signal] or null}.
 The answer is a line, too: {"ends": [exit code or -signal of each rank], "calls": how many there were}.
 """
 
@@ -25,7 +25,12 @@ EPOCHS = 2
 
 
 def training(
-    directory: Path, accumulation: int, rank: int = 0, ranks: int = 1, scale: int = 1
+    directory: Path,
+    accumulation: int,
+    rank: int = 0,
+    scale: int = 1,
+    spread: str = "",
+    max_steps: int | None = None,
 ) -> tuple[Any, list[Any], list[Any]]:
     """A trainer with dropout, a step scheduler and two shuffled loaders that take turns by weight."""
     import torch
@@ -68,13 +73,19 @@ def training(
 
     torch.manual_seed(5)
     model: Any = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Tanh(), nn.Linear(8, 1))
-    if ranks > 1:
+    if spread == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
+    elif spread == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model[0])
+        fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
     config = GenericTrainerConfig(
         experiment_name="killed",
         seed=11,
+        max_steps=max_steps,
         checkpoint=CheckpointConfig(root_dir=str(directory), save_every_n_steps=3),
         logging=LoggingConfig(log_scalars_every_n_steps=4),
         performance=PerformanceConfig(gradient_accumulation_steps=accumulation),
@@ -107,6 +118,8 @@ def final_state(trainer: Any) -> dict[str, str]:
             elif isinstance(each, (list, tuple)):
                 for item in each:
                     feed(item)
+            elif hasattr(each, "full_tensor"):
+                feed(each.full_tensor())
             elif hasattr(each, "numpy"):
                 hashed.update(each.detach().numpy().tobytes())
             else:
@@ -146,7 +159,8 @@ def child(order: dict[str, Any], rank: int, report: int) -> int:
         import torch.distributed as dist
 
         dist.init_process_group("gloo", init_method=f"file://{order['meeting']}", rank=rank, world_size=ranks)
-    trainer, train, val = training(directory, order["accumulation"], rank, ranks, order["scale"])
+    what = {key: order[key] for key in ("accumulation", "scale", "spread", "max_steps")}
+    trainer, train, val = training(directory, rank=rank, **what)
     code = 0
     sys.setprofile(count)
     try:
@@ -166,6 +180,7 @@ def child(order: dict[str, Any], rank: int, report: int) -> int:
 
 def serve() -> None:
     import torch
+    import torch.distributed.fsdp
 
     from oellm_autoexp.trainer import GenericTrainer, saving  # noqa: F401 - loaded before forks
 
@@ -214,7 +229,9 @@ class Parent:
         accumulation: int,
         *,
         ranks: int = 1,
+        spread: str | None = None,
         scale: int | None = None,
+        max_steps: int | None = None,
         kill: tuple[int, int, str] | None = None,
     ) -> dict[str, Any]:
         directory.mkdir(exist_ok=True)
@@ -223,7 +240,9 @@ class Parent:
             "directory": str(directory),
             "accumulation": accumulation,
             "ranks": ranks,
+            "spread": ("ddp" if ranks > 1 else "") if spread is None else spread,
             "scale": scale or ranks,
+            "max_steps": max_steps,
             "kill": kill,
             "meeting": str(directory / f"meeting-{self._meetings}"),
         }

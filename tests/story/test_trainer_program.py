@@ -77,11 +77,12 @@ def test_the_example_learns_and_is_not_trained_twice(base: dict[str, Any], tmp_p
     assert not told(again.stdout, "loss")
 
 
-def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: Path, strategy: str) -> None:
     """Started by Fabric, they share the samples, and go on from where they were told to leave."""
     config = {
         **base,
-        "ddp": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"},
+        "ddp": {"accelerator": "cpu", "devices": 2, "strategy": strategy},
         "performance": {"gradient_accumulation_steps": 2},
     }
     config["training"] = {**base["training"], "max_steps": 10, "log_frequency": 5, "save_frequency": 100}
