@@ -284,8 +284,8 @@ class PerformanceConfig:
 class DDPConfig:
     """Over which devices a model is trained, as Fabric calls them.
 
-    `strategy`: auto, ddp, fsdp (FSDP2: `fully_shard`), or any other of Fabric; `backend`: nccl, gloo (null: by
-    the device); `devices`: how many on each node (null: all GPUs of the node, or one process on a CPU).
+    `strategy`: auto, ddp, fsdp (FSDP2: `fully_shard`), or any other of Fabric; `backend`: nccl, gloo (null:
+    by the device); `devices`: how many on each node (null: all GPUs of the node, or one process on a CPU).
     """
 
     accelerator: str = "auto"
