@@ -35,7 +35,9 @@ class Agreement:
 
     def __init__(self, engine: Engine, *, each_step: bool = False) -> None:
         self._engine = engine
-        self._each = each_step or (engine.world_size == 1 and engine.on_cpu)
+        #: One process, which waits for no device: it hears itself at each step.
+        self.alone = engine.world_size == 1 and engine.on_cpu
+        self._each = each_step or self.alone
         self._left = 1
         self._interval = 1
         self._since = time.monotonic()

@@ -15,7 +15,7 @@ from oellm_autoexp.core.experiment import MultiDataLoaderConfig, SamplingStrateg
 from oellm_autoexp.errors import TrainerError
 from oellm_autoexp.trainer import rng, sharded, state
 from oellm_autoexp.trainer.agreement import Agreement
-from oellm_autoexp.trainer.boundaries import Boundaries
+from oellm_autoexp.trainer.boundaries import Boundaries, Every
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.loaders import LoaderSet
 from oellm_autoexp.trainer.loggers import create_logger
@@ -69,6 +69,10 @@ class Beginning(Boundaries):
         self.metrics.train_loader_names = self._train.names
         self.metrics.val_loader_names = self._validation.loaders.names if self._validation else ()
         self._agreement = Agreement(engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
+        scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
+        by_steps = (config.validation.every_n_steps or 0) if self._validation is not None else 0
+        self._every = Every(min(scalars, config.log_loss_every_n_steps), by_steps)
+        self._by_clock = self._keeper.by_clock
         if not self.model.training:
             self.model.train()
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -30,9 +30,23 @@ from oellm_autoexp.trainer.validation import Aggregate, Validation
 _log = logging.getLogger("oellm_autoexp.trainer")
 
 
+class Every(NamedTuple):
+    """After how many optimizer steps something is done; 0: not by steps."""
+
+    log: int
+    validate: int
+
+
 class Boundaries:
     """The half of `GenericTrainer` that acts between optimizer steps, and what both halves know."""
 
+    #: What each step looks up: found faster than in a `__dict__` that was not used since the step before.
+    __slots__ = (
+        *("at", "config", "model", "optimizers", "hook_manager", "metrics", "should_stop"),
+        *("_agreement", "_by_clock", "_engine", "_every", "_keeper", "_losses", "_max_norm", "_nonfinite"),
+        *("_norms", "_owners", "_phases", "_scheduled", "_seconds", "_signals", "_training_step"),
+        *("_within_step",),
+    )
     config: GenericTrainerConfig
     at: state.Position
     metrics: MetricsManager
@@ -58,6 +72,8 @@ class Boundaries:
     _nonfinite: Any
     _norms: dict[str, Any]
     _seconds: dict[str, float]
+    _every: Every
+    _by_clock: bool
 
     @property
     def module(self) -> nn.Module:
@@ -82,14 +98,14 @@ class Boundaries:
     # ------------------------------------------------------------ steps and epochs
 
     def _between_steps(self, stepped: bool) -> None:
-        at, config = self.at, self.config
+        at, every = self.at, self._every
         if not stepped:
             self._watch()
             return
-        every = config.validation.every_n_steps
-        if self._validation is not None and every and at.global_step % every == 0:
+        if every.validate and at.global_step % every.validate == 0:
             at.validation_due = True
-        self._log_interval()
+        if at.global_step % every.log == 0:
+            self._log_interval()
         self._watch()
         if at.validation_due:
             self._validate()
@@ -179,10 +195,6 @@ class Boundaries:
 
     def _log_interval(self) -> None:
         at, config = self.at, self.config
-        scalars_every = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
-        every = min(scalars_every, config.log_loss_every_n_steps)
-        if at.global_step % every:
-            return
         tally = self._over_ranks(self.metrics.end_interval())
         metrics = self.metrics.named(
             tally,
@@ -196,8 +208,8 @@ class Boundaries:
         if seconds["step"]:
             metrics["train/samples_per_second"] = sum(tally.samples.values()) / seconds["step"]
             if config.profile_training:
-                metrics["train/load_seconds"] = seconds["load"] / every
-                metrics["train/step_seconds"] = seconds["step"] / every
+                metrics["train/load_seconds"] = seconds["load"] / self._every.log
+                metrics["train/step_seconds"] = seconds["step"] / self._every.log
         self.logger.log_metrics(metrics, at.global_step)
 
     # ------------------------------------------------------------ going back, and leaving
@@ -219,7 +231,8 @@ class Boundaries:
 
     def _heard(self) -> Wishes | None:
         """What any rank has to say, at the same steps on all of them; None where they do not talk now."""
-        if not self._agreement.due():
+        quiet = not (self._signals.pending or self.should_stop or self._by_clock)
+        if (quiet and self._agreement.alone) or not self._agreement.due():
             return None
         return self._agreement.reached(
             Wishes(

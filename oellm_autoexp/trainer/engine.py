@@ -182,7 +182,7 @@ class FabricEngine(Engine):
         return manager
 
     def backward(self, loss: Tensor) -> None:
-        self.fabric.backward(loss, model=self.model)
+        self.fabric.backward(loss)
 
     def clip(self, number: int, max_norm: float) -> Tensor:
         norm: Tensor = self.fabric.clip_gradients(

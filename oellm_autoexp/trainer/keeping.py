@@ -80,6 +80,11 @@ class Keeper:
         every = self._config.checkpoint.save_every_n_epochs
         return every is not None and (epoch + 1) % every == 0
 
+    @property
+    def by_clock(self) -> bool:
+        """Whether time makes anything due, at any time."""
+        return self._deadline is not None or self._config.checkpoint.save_every_n_minutes is not None
+
     def due_by_clock(self) -> bool:
         """Whether the last one is as old as the config allows."""
         minutes = self._config.checkpoint.save_every_n_minutes

@@ -8,9 +8,9 @@ again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,8 +21,7 @@ from oellm_autoexp.trainer.sources import MapSource, Source, is_map_style
 from oellm_autoexp.trainer.streams import StreamSource
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One batch: its loader (number and name), its number within that loader in this epoch, and the data.
 
     `position` is its number in the epoch, `last` whether the epoch ends with it. All numbers begin at 0.
@@ -30,7 +29,7 @@ class Batch:
 
     loader: int
     name: str
-    index: int
+    number: int
     data: Any
     position: int
     last: bool

@@ -8,12 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import reduce
+from operator import add, mul
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Values = Mapping[str, Any]
+_Report = tuple[str, Values, int]
+#: Loader → the samples of its batches, and name → figures with the samples of the batches that have them.
+Columns = dict[str, tuple[list[int], dict[str, tuple[list[float], list[int]]]]]
+
+#: So many batches may wait for being added up.
+_WAITING = 1024
 
 
 class AggregationStrategy(str, Enum):
@@ -39,31 +47,33 @@ class Tally:
         self._sums: dict[str, dict[str, list[float]]] = {}
         self._batches: dict[str, int] = {}
         self._samples: dict[str, int] = {}
-        self._waiting: list[tuple[str, Values, int]] = []
+        self._waiting: list[_Report] = []
 
     def add(self, loader: str, values: Values, samples: int) -> None:
         """One batch: scalars by name (numbers, or tensors of one item), and how many samples it had."""
         self._waiting.append((loader, values, samples))
-        if len(self._waiting) >= 1024:
+        if len(self._waiting) >= _WAITING:
             self._settle()
 
     def _settle(self) -> None:
-        for loader, values, samples in read(self._waiting):
-            self._batches[loader] = self._batches.get(loader, 0) + 1
-            self._samples[loader] = self._samples.get(loader, 0) + samples
+        if self._waiting:
+            self.fold(columns(self._waiting))
+            self._waiting.clear()
+
+    def fold(self, found: Columns) -> None:
+        """Add batches one by one, in their order: the same sums, bit by bit, whenever they are folded."""
+        for loader, (sizes, of_name) in found.items():
+            self._batches[loader] = self._batches.get(loader, 0) + len(sizes)
+            self._samples[loader] = self._samples.get(loader, 0) + sum(sizes)
             sums = self._sums.setdefault(loader, {})
-            for name, value in values.items():
-                each = sums.get(name)
-                if each is None:
-                    sums[name] = [value * samples, samples, value, 1, value, value]
-                else:
-                    each[0] += value * samples
-                    each[1] += samples
-                    each[2] += value
-                    each[3] += 1
-                    each[4] = max(each[4], value)
-                    each[5] = min(each[5], value)
-        self._waiting.clear()
+            for name, (values, samples) in of_name.items():
+                each = sums.setdefault(name, [0.0, 0, 0.0, 0, values[0], values[0]])
+                each[0] = reduce(add, map(mul, values, samples), each[0])
+                each[1] += sum(samples)
+                each[2] = reduce(add, values, each[2])
+                each[3] += len(values)
+                each[4] = reduce(max, values, each[4])
+                each[5] = reduce(min, values, each[5])
 
     @property
     def batches(self) -> dict[str, int]:
@@ -131,21 +141,19 @@ def scalars(outputs: Values, on_cpu: bool) -> dict[str, Any]:
     return found
 
 
-def read(waiting: Sequence[tuple[str, Values, int]]) -> list[tuple[str, dict[str, float], int]]:
-    """The same with every tensor as a number: one transfer, however many there are."""
-    tensors = [value for _, values, _ in waiting for value in values.values() if isinstance(value, Tensor)]
+def columns(reports: Sequence[_Report]) -> Columns:
+    """What batches report, by loader and name; tensors become numbers in one transfer, however many."""
+    tensors = [value for _, values, _ in reports for value in values.values() if isinstance(value, Tensor)]
     numbers = iter(torch.stack([each.float().reshape(()) for each in tensors]).tolist() if tensors else ())
-    return [
-        (
-            loader,
-            {
-                name: next(numbers) if isinstance(value, Tensor) else float(value)
-                for name, value in values.items()
-            },
-            samples,
-        )
-        for loader, values, samples in waiting
-    ]
+    found: Columns = {}
+    for loader, values, samples in reports:
+        sizes, of_name = found.setdefault(loader, ([], {}))
+        sizes.append(samples)
+        for name, value in values.items():
+            column, its_samples = of_name.setdefault(name, ([], []))
+            column.append(next(numbers) if isinstance(value, Tensor) else float(value))
+            its_samples.append(samples)
+    return found
 
 
 def samples_of(batch: Any, outputs: Values) -> int:
@@ -196,22 +204,33 @@ class MetricsManager:
         self.train_loader_names = tuple(train_loader_names)
         self.val_loader_names = tuple(val_loader_names)
         self.strategy = AggregationStrategy(aggregation_strategy)
-        self.interval, self.epoch = Tally(), Tally()
+        self._interval, self._epoch = Tally(), Tally()
+        self._waiting: list[_Report] = []
         self._best: dict[str, list[float]] = {}
 
     def add_train_batch(self, loader: str, values: Values, samples: int) -> None:
         """What a batch of training reports; it counts for the interval and for the epoch."""
-        self.interval.add(loader, values, samples)
-        self.epoch.add(loader, values, samples)
+        self._waiting.append((loader, values, samples))
+        if len(self._waiting) >= _WAITING:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._waiting:
+            found = columns(self._waiting)
+            self._interval.fold(found)
+            self._epoch.fold(found)
+            self._waiting.clear()
 
     def end_interval(self) -> Tally:
         """The interval that ends here."""
-        done, self.interval = self.interval, Tally()
+        self._settle()
+        done, self._interval = self._interval, Tally()
         return done
 
     def end_epoch(self) -> Tally:
         """The epoch that ends here."""
-        done, self.epoch = self.epoch, Tally()
+        self._settle()
+        done, self._epoch = self._epoch, Tally()
         return done
 
     def named(
@@ -259,16 +278,18 @@ class MetricsManager:
         return found
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()
         best = {name: list(each) for name, each in self._best.items()}
-        return {"interval": self.interval.state_dict(), "epoch": self.epoch.state_dict(), "best": best}
+        return {"interval": self._interval.state_dict(), "epoch": self._epoch.state_dict(), "best": best}
 
     def load_merged(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the states of several processes."""
         self.load_state_dict(states[0])
-        self.interval = Tally.merged([state["interval"] for state in states])
-        self.epoch = Tally.merged([state["epoch"] for state in states])
+        self._interval = Tally.merged([state["interval"] for state in states])
+        self._epoch = Tally.merged([state["epoch"] for state in states])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.interval.load_state_dict(state["interval"])
-        self.epoch.load_state_dict(state["epoch"])
+        self._waiting.clear()
+        self._interval.load_state_dict(state["interval"])
+        self._epoch.load_state_dict(state["epoch"])
         self._best = {name: list(each) for name, each in state["best"].items()}

@@ -112,6 +112,19 @@ TRANSITIONS: Mapping[TrainerPhase, frozenset[TrainerPhase]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A phase, and the nodes that may follow it; a step passes several."""
+
+    phase: TrainerPhase
+    next: dict[TrainerPhase, _Node] = field(default_factory=dict)
+
+
+_NODES = {phase: _Node(phase) for phase in TrainerPhase}
+for _phase, _node in _NODES.items():
+    _node.next.update({each: _NODES[each] for each in TRANSITIONS[_phase]})
+
+
 class PhaseMachine:
     """The phase that a training is in; it moves only along `TRANSITIONS`.
 
@@ -123,6 +136,7 @@ class PhaseMachine:
         self.phase = phase
         self.history: deque[TrainerPhase] = deque([phase], maxlen=remembered)
         self._cut_in: TrainerPhase = phase
+        self._next = _NODES[phase].next
 
     @property
     def boundary(self) -> TrainerPhase:
@@ -132,7 +146,7 @@ class PhaseMachine:
 
     def follows(self) -> frozenset[TrainerPhase]:
         """The phases that may come next."""
-        return TRANSITIONS[self._cut_in if self.phase is _P.CHECKPOINT_SAVE_END else self.phase]
+        return frozenset(self._next)
 
     def advance(self, phase: TrainerPhase) -> None:
         """Go on to a phase.
@@ -140,14 +154,21 @@ class PhaseMachine:
         Raises:
             PhaseError: it cannot follow the current one; the message names both, and those that can.
         """
-        if phase not in self.follows():
-            known = ", ".join(sorted(each.name for each in self.follows())) or "nothing"
+        node = self._next.get(phase)
+        if node is None:
+            known = ", ".join(sorted(each.name for each in self._next)) or "nothing"
             what = f"{phase.name} cannot follow {self.phase.name}"
             raise PhaseError(what, hint=f"after {self.phase.name} comes {known}")
-        if phase is _P.CHECKPOINT_SAVE_START:
+        self._next = node.next
+        if not node.next:
+            self._next = self._behind(phase)
+        elif phase is _P.CHECKPOINT_SAVE_START:
             self._cut_in = self.boundary
         self.phase = phase
         self.history.append(phase)
+
+    def _behind(self, phase: TrainerPhase) -> dict[TrainerPhase, _Node]:
+        return _NODES[self._cut_in].next if phase is _P.CHECKPOINT_SAVE_END else {}
 
 
 # ---------------------------------------------------------------- what a checkpoint says

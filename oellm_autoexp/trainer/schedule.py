@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate, repeat
+from itertools import accumulate, chain, islice, repeat
 
 from oellm_autoexp.core.experiment import EpochLengthPolicy, MultiDataLoaderConfig, SamplingStrategy
 from oellm_autoexp.errors import Fault, ValidationError
@@ -57,12 +57,15 @@ class Turns:
 
     def follow(self, given: Sequence[int], _last: int | None) -> Iterator[int]:
         """The loaders of the batches that are left when each has given so many of this block."""
+        return chain.from_iterable(self._runs(given))
+
+    def _runs(self, given: Sequence[int]) -> Iterator[Iterable[int]]:
         ends = list(accumulate(batches for _, batches in self.turns))
         done, within = divmod(sum(given), ends[-1])
         for round_ in range(done, self.times):
             for (loader, batches), end in zip(self.turns, ends, strict=True):
                 skipped = max(0, within - (end - batches)) if round_ == done else 0
-                yield from repeat(loader, max(0, batches - skipped))
+                yield repeat(loader, max(0, batches - skipped))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +131,18 @@ class Schedule:
         `given` is how many batches each loader has given so far in this epoch, `last` the loader of the
         latest one. Both must come from walking this schedule.
         """
+        # Nothing in Python runs between two batches of the same turn.
+        return islice(chain.from_iterable(self._parts(given, last)), self.total - sum(given))
+
+    def _parts(self, given: Sequence[int], last: int | None) -> Iterator[Iterator[int]]:
         behind = list(given) or [0] * self.loaders
-        left = self.total - sum(behind)
         for block in self.blocks:
             quotas = block.quotas(self.loaders)
             here = [min(had, quota) for had, quota in zip(behind, quotas, strict=True)]
             behind = [had - part for had, part in zip(behind, here, strict=True)]
             if here == quotas:
                 continue
-            for loader in block.follow(here, last if any(here) else None):
-                if not left:
-                    return
-                left -= 1
-                yield loader
+            yield block.follow(here, last if any(here) else None)
 
 
 # ---------------------------------------------------------------- from a config

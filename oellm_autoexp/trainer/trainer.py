@@ -108,6 +108,8 @@ class GenericTrainer(Beginning):
         self._losses: list[Any] = []
         self._norms: dict[str, Any] = {}
         self._seconds = {"step": 0.0, "load": 0.0}
+        # Looked up at each step: a chain of attributes that was not used since is slow to follow.
+        self._max_norm = config.performance.clip_grad_norm
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, fabric: Any = None) -> GenericTrainer:
@@ -208,7 +210,7 @@ class GenericTrainer(Beginning):
                 if number == 1:
                     self._seconds["load"] += time.perf_counter() - asked
                 data = self._engine.to_device(batch.data)
-                hooks.call("on_train_batch_start", self, data, batch.index, batch.name)
+                hooks.call("on_train_batch_start", self, data, batch.number, batch.name)
                 with self._engine.without_sync(skip=number < size):
                     outputs = self._forward(data, batch)
                     self._backward(outputs.get("loss"), batch, size)
@@ -221,8 +223,9 @@ class GenericTrainer(Beginning):
                 if stepped:
                     self._step(used)
                 phase(P.TRAIN_BATCH_END)
-                hooks.call("on_train_batch_end", self, data, batch.index, batch.name, values)
-                self._leave_in_time()
+                hooks.call("on_train_batch_end", self, data, batch.number, batch.name, values)
+                if self._signals.pending:
+                    self._leave_in_time()
             self._within_step = False
             self._seconds["step"] += time.perf_counter() - asked
             self._between_steps(stepped)
@@ -237,7 +240,8 @@ class GenericTrainer(Beginning):
         size = self.config.performance.gradient_accumulation_steps
         batches = self._train.epoch(self.at.epoch)
         if size == 1:
-            yield from ((1, (batch,)) for batch in batches)
+            for batch in batches:
+                yield 1, (batch,)
             return
         while (left := self._train.length() - self.at.epoch_batches) > 0:
             yield min(size, left), islice(batches, min(size, left))
@@ -245,12 +249,14 @@ class GenericTrainer(Beginning):
     def _forward(self, data: Any, batch: Batch) -> Mapping[str, Any]:
         assert self._training_step is not None
         self._phases.advance(P.TRAIN_BATCH_FORWARD)
-        self.hook_manager.call("on_before_forward", self)
+        hooks = self.hook_manager
+        hooks.call("on_before_forward", self)
         started = time.perf_counter()
         with self._engine.autocast():
-            outputs = self._training_step(self, data, batch.index, batch.loader, batch.name)
-        self.hook_manager.call("on_after_forward", self, 1000 * (time.perf_counter() - started))
-        return outputs if isinstance(outputs, Mapping) else {"loss": outputs}
+            outputs = self._training_step(self, data, batch.number, batch.loader, batch.name)
+        if hooks.wants("on_after_forward"):
+            hooks.call("on_after_forward", self, 1000 * (time.perf_counter() - started))
+        return outputs if type(outputs) is dict or isinstance(outputs, Mapping) else {"loss": outputs}
 
     def _backward(self, loss: Any, batch: Batch, size: int) -> None:
         if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
@@ -268,11 +274,10 @@ class GenericTrainer(Beginning):
 
     def _step(self, loaders: set[int]) -> None:
         """Clip and step the optimizers whose loaders took part, then their schedulers."""
-        hooks, of_loader = self.hook_manager, self.config.per_loader_optimizer_id
-        used = sorted({of_loader[each] for each in loaders} if of_loader else range(len(self.optimizers)))
+        hooks, of_loader, limit = self.hook_manager, self.config.per_loader_optimizer_id, self._max_norm
+        used = sorted({of_loader[each] for each in loaders}) if of_loader else range(len(self.optimizers))
         self._phases.advance(P.TRAIN_BATCH_OPTIM_STEP)
         for number in used:
-            limit = self.config.performance.clip_grad_norm
             hooks.call("on_before_optimizer_step", self, number)
             if limit is not None:
                 norm = self._engine.clip(number, limit)
@@ -326,7 +331,7 @@ class GenericTrainer(Beginning):
     def _leave_in_time(self) -> None:
         """Give a window up that takes too long after a signal; it is repeated from the last checkpoint."""
         limit = self.config.preemption.max_checkpoint_sec
-        if self._signals.pending and self._signals.seconds_since > limit:
+        if self._signals.seconds_since > limit:
             what = (
                 f"told to leave {self._signals.seconds_since:.0f} s ago, and the optimizer step is not done"
             )

@@ -50,16 +50,16 @@ class Validation:
             for batch in self.loaders.epoch(0):
                 phase(P.VAL_BATCH_LOAD)
                 data = engine.to_device(batch.data)
-                hooks.call("on_validation_batch_start", trainer, data, batch.index, batch.name)
+                hooks.call("on_validation_batch_start", trainer, data, batch.number, batch.name)
                 phase(P.VAL_BATCH_FORWARD)
                 with engine.autocast():
-                    outputs = self._step(trainer, data, batch.index, batch.loader, batch.name)
+                    outputs = self._step(trainer, data, batch.number, batch.loader, batch.name)
                 if isinstance(outputs, Tensor):
                     outputs = {"loss": outputs}
                 values = scalars(outputs, engine.on_cpu)
                 tally.add(batch.name, values, samples_of(batch.data, outputs))
                 phase(P.VAL_BATCH_END)
-                hooks.call("on_validation_batch_end", trainer, data, batch.index, batch.name, values)
+                hooks.call("on_validation_batch_end", trainer, data, batch.number, batch.name, values)
                 if self._even and (told := trainer._heard()) is not None and (told.signum or told.leave):
                     return told, None
         return None, tally

@@ -243,7 +243,7 @@ Seen = tuple[int, int, int, int, bool, list[Any]]
 
 
 def seen(epoch: int, batch: Batch) -> Seen:
-    return (epoch, batch.loader, batch.index, batch.position, batch.last, batch.data.tolist())
+    return (epoch, batch.loader, batch.number, batch.position, batch.last, batch.data.tolist())
 
 
 def generators() -> Any:
