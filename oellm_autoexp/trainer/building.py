@@ -223,10 +223,11 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
     process is enough.
 
     Raises:
-        TrainerError: Lightning is needed and missing.
+        TrainerError: Lightning is needed and missing, or cannot do what the config says on this machine.
     """
     try:
         from lightning.fabric import Fabric
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
     except ImportError:
         wanted = ddp.devices not in (None, 1) or ddp.strategy != "auto" or _tasks() > 1
         if wanted or performance.precision:
@@ -235,14 +236,21 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
         return None
     # With Slurm's programs on the PATH this is said of every process that srun has not started.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
-    devices, nodes = _devices(ddp), int(os.environ.get("SLURM_NNODES") or ddp.num_nodes)
-    fabric = Fabric(
-        accelerator=ddp.accelerator,
-        devices=devices,
-        num_nodes=max(nodes, ddp.num_nodes) if _tasks() > 1 else ddp.num_nodes,
-        strategy=_strategy(ddp, devices * nodes),
-        precision=precision_of(ddp, performance),  # type: ignore[arg-type]
-    )
+    devices, nodes = _devices(ddp), ddp.num_nodes
+    if _tasks() > 1:
+        nodes = max(nodes, int(os.environ.get("SLURM_NNODES") or 1))
+    try:
+        fabric = Fabric(
+            accelerator=ddp.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=_strategy(ddp, devices * nodes),
+            precision=precision_of(ddp, performance),  # type: ignore[arg-type]
+        )
+    except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
+        # As Lightning refuses devices that are not here, and what does not go together.
+        what, hint = f"Fabric cannot be set up: {error}", "look at ddp and at performance.precision"
+        raise TrainerError(what, where="ddp", hint=hint) from error
     fabric.launch()
     return fabric
 
@@ -253,7 +261,10 @@ def precision_of(ddp: DDPConfig, performance: PerformanceConfig) -> str:
         return performance.precision
     if not performance.use_amp or ddp.accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    if torch.cuda.is_bf16_supported():
+        return "bf16-mixed"
+    # FSDP2 has no scaler of gradients in Fabric.
+    return "32-true" if ddp.strategy == "fsdp" else "16-mixed"
 
 
 def _tasks() -> int:

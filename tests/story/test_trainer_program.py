@@ -97,6 +97,24 @@ def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: 
         assert told(again.stdout, name) == told(whole.stdout, name)
 
 
+@pytest.mark.parametrize(
+    ("ddp", "precision", "said"),
+    [
+        ({"accelerator": "cuda", "devices": 64}, None, "Fabric cannot be set up"),
+        ({"accelerator": "cpu", "strategy": "nonsense"}, None, "invalid strategy name"),
+        ({"accelerator": "cpu", "strategy": "fsdp"}, "16-mixed", "does not support"),
+    ],
+)
+def test_what_fabric_refuses_is_told_in_a_line(
+    base: dict[str, Any], tmp_path: Path, ddp: dict[str, Any], precision: str | None, said: str
+) -> None:
+    done = run({**base, "ddp": ddp, "performance": {"precision": precision}}, tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: ddp: Fabric cannot be set up")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.kill9
 def test_a_sweep_of_it_that_is_killed_ends_with_the_same_losses(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
