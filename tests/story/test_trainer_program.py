@@ -12,50 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "lm"
+from example import ROOT, ended, environment, experiment, start, sweep, told
 
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
     """The example, small enough for a test."""
-    config: dict[str, Any] = json.loads((EXAMPLE / "config.json").read_text())
-    config["model"].update(hidden_size=16, num_layers=1, heads=2, context=16)
-    config["data"].update(context=16, path="lm.py", batch_size=8)
-    config["training"].update(max_steps=30, log_frequency=5, save_frequency=10)
-    config["logging"].update(log_scalars_every_n_steps=5)
-    config["validation"].update(every_n_steps=15)
-    config["scheduler"].update(warmup_steps=2)
-    config["optimizer"].update(lr=0.02)
-    return config
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AUTOEXP_", "SLURM_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+    return experiment()
 
 
 def run(config: dict[str, Any], directory: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "oellm_autoexp.trainer", "--json", json.dumps(config)],
-        cwd=EXAMPLE,
-        env=environment(AUTOEXP_CHECKPOINT_DIR=str(directory), **more),
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-
-
-def told(output: str, name: str) -> dict[int, float]:
-    """The curve of a metric in what a training said."""
-    curve = {}
-    for line in output.splitlines():
-        if "@autoexp" in line:
-            said = json.loads(line.partition("@autoexp")[2])
-            if name in said.get("metrics", {}):
-                curve[said["progress"]["step"]] = said["metrics"][name]
-    return curve
+    return ended(start(config, directory, **more))
 
 
 def test_the_example_learns_and_is_not_trained_twice(base: dict[str, Any], tmp_path: Path) -> None:
@@ -127,19 +94,9 @@ def test_a_sweep_of_it_that_is_killed_ends_with_the_same_losses(
     for killed in (False, True):
         directory = tmp_path / str(killed)
         directory.mkdir()
-        config = {
-            "defaults": [
-                *({"project": "default"}, {"scheduler": "local"}, {"backend": "fabric"}),
-                *({"monitoring": "fabric"}, {"restart": "fabric"}, "_self_"),
-            ],
-            "project": {"name": "lm", "base_output_dir": "./outputs"},
-            "backend": {
-                "python": sys.executable,
-                "cwd": str(EXAMPLE),
-                "experiment": {key: value for key, value in base.items() if key != "experiment_name"},
-            },
-            "sweep": {"axes": {"backend.experiment.optimizer.lr": [0.02, 0.005]}},
-        }
+        config = sweep(
+            base, {"backend.experiment.optimizer.lr": [0.02, 0.005]}, defaults={"scheduler": "local"}
+        )
         (directory / "sweep.yaml").write_text(json.dumps(config))
         command = [
             sys.executable,
