@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,6 +15,10 @@ from oellm_autoexp.core.experiment import DDPConfig, ExperimentConfig
 from oellm_autoexp.errors import ConfigError, Fault, ValidationError
 
 _KEY = "backend.experiment"
+#: Signals that torchrun hands on to its processes.
+_HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+#: Seconds that a process may need to leave, beside those of its checkpoint.
+_LEAVING_S = 10
 
 
 @dataclass(kw_only=True)
@@ -67,9 +72,22 @@ class FabricBackend(BaseBackend):
             run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ddp.devices or 1}"]
             argv = [config.python, *run, *trainer]
         elif config.launcher == "srun":
-            tasks = [f"--nodes={ddp.num_nodes}", f"--ntasks-per-node={ddp.devices or 1}"]
-            argv = ["srun", *tasks, "--kill-on-bad-exit=1", *argv]
-        return LaunchCommand(argv, environment(config.environment, "backend.environment"), config.cwd)
+            # All numbers, since srun takes what is not said from the job.
+            each = ddp.devices or 1
+            tasks = [f"--nodes={ddp.num_nodes}", f"--ntasks={ddp.num_nodes * each}"]
+            argv = ["srun", *tasks, f"--ntasks-per-node={each}", "--kill-on-bad-exit=1", *argv]
+        given = environment(config.environment, "backend.environment")
+        return LaunchCommand(argv, {**self._defaults(found), **given}, config.cwd)
+
+    def _defaults(self, found: ExperimentConfig) -> dict[str, str]:
+        """What torchrun is told by variables, which an older one that does not know them passes over.
+
+        By itself it dies of SIGUSR1 and SIGUSR2, and gives its processes 30 s after other signals.
+        """
+        if self.config.launcher != "torchrun":
+            return {}
+        seconds = math.ceil(found.preemption.max_checkpoint_sec) + _LEAVING_S
+        return {"PET_SIGNALS_TO_HANDLE": _HANDED_ON, "PET_SHUTDOWN_TIMEOUT": str(seconds)}
 
     def _experiment(self, spec: BackendJobSpec) -> ExperimentConfig:
         try:

@@ -117,6 +117,9 @@ def _named_by_a_signal(case: Case) -> Answer:
     named = min(errors, key=lambda found: (-found.priority, found.at, found.offset), default=None)
     if named is None or (case.code == 0 and named.rule not in case.acting):
         return None
+    if named.mode == "preempted" and (better := _cancelled_by_others(case) or _time_limit(case)):
+        # It says that it was told to leave; who told it, and why, others know better.
+        return better
     exit_text = f", exit {case.code}" if case.code else ""
     return named.mode, f"{named.line.strip() or case.first_error} (signal {named.rule}{exit_text})"
 

@@ -236,9 +236,7 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
         return None
     # With Slurm's programs on the PATH this is said of every process that srun has not started.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
-    devices, nodes = _devices(ddp), ddp.num_nodes
-    if _tasks() > 1:
-        nodes = max(nodes, int(os.environ.get("SLURM_NNODES") or 1))
+    devices, nodes = _processes(ddp)
     try:
         fabric = Fabric(
             accelerator=ddp.accelerator,
@@ -246,6 +244,7 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
             num_nodes=nodes,
             strategy=_strategy(ddp, devices * nodes),
             precision=precision_of(ddp, performance),  # type: ignore[arg-type]
+            plugins=_plugins(),
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         # As Lightning refuses devices that are not here, and what does not go together.
@@ -267,23 +266,43 @@ def precision_of(ddp: DDPConfig, performance: PerformanceConfig) -> str:
     return "32-true" if ddp.strategy == "fsdp" else "16-mixed"
 
 
+def _launcher() -> str:
+    """Who has started this process beside others: torchrun, srun, or "" where nobody has.
+
+    The script of a Slurm job has the variables of its tasks, too, but for the number of a step.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return "torchrun"
+    return "srun" if "SLURM_STEP_ID" in os.environ else ""
+
+
 def _tasks() -> int:
     """How many processes a launcher has started."""
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in os.environ else 1
+    return int(os.environ.get("SLURM_NTASKS", "1")) if _launcher() == "srun" else 1
 
 
-def _devices(ddp: DDPConfig) -> int:
+def _processes(ddp: DDPConfig) -> tuple[int, int]:
+    """On how many devices of how many nodes: as the launcher has it, which may use fewer than the job has."""
+    launcher = _launcher()
+    if launcher == "torchrun":
+        found = int(os.environ["LOCAL_WORLD_SIZE"])
+        return ddp.devices or found, max(ddp.num_nodes, _tasks() // found)
+    if launcher == "srun" and _tasks() > 1:
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return ddp.devices or max(1, _tasks() // nodes), max(ddp.num_nodes, nodes)
     if ddp.devices is not None:
-        return ddp.devices
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    if _tasks() > 1:
-        return max(1, _tasks() // int(os.environ.get("SLURM_NNODES", "1")))
-    if ddp.accelerator == "cpu":
-        return 1
-    return max(1, torch.cuda.device_count())
+        return ddp.devices, ddp.num_nodes
+    return 1 if ddp.accelerator == "cpu" else max(1, torch.cuda.device_count()), ddp.num_nodes
+
+
+def _plugins() -> list[Any]:
+    """In the script of a Slurm job processes start each other, where Lightning would wait for srun's."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    return [LightningEnvironment()] if SLURMEnvironment.detect() and not _launcher() else []
 
 
 def _strategy(ddp: DDPConfig, processes: int) -> Any:

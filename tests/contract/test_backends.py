@@ -121,8 +121,22 @@ def test_the_fabric_backend_gives_the_experiment_to_the_trainer() -> None:
     assert said == {"experiment_name": "job", "model": {"type": "my.Model"}, "ddp": {"devices": 2}}
     mine = {"experiment_name": "mine", "ddp": {"devices": 4, "num_nodes": 3}}
     argv = backend("FabricBackend", experiment=mine, launcher="srun").build_launch_command(SPEC).argv
-    assert argv[:5] == ("srun", "--nodes=3", "--ntasks-per-node=4", "--kill-on-bad-exit=1", "python3")
+    tasks = ("--nodes=3", "--ntasks=12", "--ntasks-per-node=4")
+    assert argv[:6] == ("srun", *tasks, "--kill-on-bad-exit=1", "python3")
     assert json.loads(argv[-1])["experiment_name"] == "mine"
+
+
+def test_torchrun_hands_on_the_signals_that_a_training_leaves_by() -> None:
+    """And gives it the time for its checkpoint; what a config says counts more."""
+    told = backend("FabricBackend").build_launch_command(SPEC).environment
+    assert {"SIGUSR1", "SIGUSR2", "SIGTERM"} <= set(told.pop("PET_SIGNALS_TO_HANDLE").split(","))
+    assert told == {"PET_SHUTDOWN_TIMEOUT": "310", "N": "1"}
+    own = {"environment": {"PET_SHUTDOWN_TIMEOUT": 60}}
+    told = backend("FabricBackend", **own).build_launch_command(SPEC).environment
+    assert told["PET_SHUTDOWN_TIMEOUT"] == "60"
+    assert (
+        not backend("FabricBackend", launcher="python", environment={}).build_launch_command(SPEC).environment
+    )
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,11 @@ def ended(code: int, state: SchedulerState = S.FAILED, **changes: Any) -> Observ
             {"signals": (signal("crash.nan"), signal("crash.oom", priority=1, offset=9))},
             "crash.oom",
         ),
+        # A program that says it was told to leave does not know by whom.
+        (S.FAILED, exited(1), {"signals": (signal("preempted"),)}, "preempted"),
+        (S.CANCELLED, exited(143, "signal:TERM"), {"signals": (signal("preempted"),)}, "cancelled"),
+        (S.FAILED, exited(138, "timeout"), {"signals": (signal("preempted"),)}, "timeout"),
+        (S.TIMEOUT, None, {"signals": (signal("preempted"),)}, "timeout"),
         (S.FAILED, exited(143), {"cancel": Cancel(why="quiet", by="x", mode="stall", at=0)}, "stall"),
         (S.COMPLETED, exited(0), {"cancel": Cancel(why="quiet", by="x", mode="stall", at=0)}, "success"),
     ],

@@ -84,8 +84,8 @@ def told(output: str, name: str) -> dict[int, float]:
     return curve
 
 
-#: What else a checkpoint says: when it was written, and by whom.
-_OCCASION = ("save_timestamp", "resume_state", "config", "hooks")
+#: What else a checkpoint says: when it was written, and of which training.
+_OCCASION = ("save_timestamp", "resume_state", "experiment_name", "config")
 
 
 def final(directory: Path) -> dict[str, Any]:

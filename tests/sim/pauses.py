@@ -1,12 +1,14 @@
 """A hook for trainings that a test disturbs: it makes sure that they are there to be disturbed.
 
 PAUSES, a directory: a training that finds `<job>.<step>.<rank>` there stops behind that step, until a signal
-comes that it may live through, and says so by another name of the file, `….reached`.
+comes that it lives through. It gives the file another name, `….reached`, and holds it open meanwhile.
+One that says HANG ends by SIGKILL alone.
 PACE: so many seconds at least each batch takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -17,6 +19,8 @@ import torch
 
 from oellm_autoexp.trainer import TrainerHooks
 
+HANG = "hang"
+
 
 def at(directory: Path, job: str, step: int, rank: int = 0) -> Path:
     """The file that has a training stop behind a step."""
@@ -26,6 +30,16 @@ def at(directory: Path, job: str, step: int, rank: int = 0) -> Path:
 def reached(path: Path) -> Path:
     """That file, once the training is there."""
     return path.with_name(f"{path.name}.reached")
+
+
+def waiting(path: Path) -> int:
+    """The process that waits where a file had it stop, whatever namespaces it is in."""
+    place = reached(path).stat()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(link.stat(), place):
+                return int(link.parts[2])
+    raise AssertionError(f"nobody waits at {path.name}")
 
 
 class Pause(TrainerHooks):
@@ -52,8 +66,11 @@ class Pause(TrainerHooks):
         os.set_blocking(writing, False)
         before = signal.set_wakeup_fd(writing)
         try:
-            wanted.rename(reached(wanted))
-            os.read(reading, 1)
+            with wanted.open() as file:
+                hangs = file.read() == HANG
+                wanted.rename(reached(wanted))
+                while os.read(reading, 1) and hangs:
+                    pass
         finally:
             signal.set_wakeup_fd(before)
             os.close(reading)

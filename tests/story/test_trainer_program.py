@@ -44,9 +44,23 @@ def test_the_example_learns_and_is_not_trained_twice(base: dict[str, Any], tmp_p
     assert not told(again.stdout, "loss")
 
 
+#: What the script of a Slurm job has, which no srun has started: one task on the first of two nodes.
+BATCH_SCRIPT = {
+    "AUTOEXP_ATTEMPT": "1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "lm",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_PROCID": "0",
+}
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: Path, strategy: str) -> None:
-    """Started by Fabric, they share the samples, and go on from where they were told to leave."""
+    """Started by Fabric, they share the samples, and go on from where they were told to leave: also in the
+    script of a Slurm job, whatever tasks that has.
+    """
     config = {
         **base,
         "ddp": {"accelerator": "cpu", "devices": 2, "strategy": strategy},
@@ -55,7 +69,7 @@ def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: 
     config["training"] = {**base["training"], "max_steps": 10, "log_frequency": 5, "save_frequency": 100}
     whole = run(config, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    left = run(config, tmp_path / "left", AUTOEXP_DEADLINE="1")
+    left = run(config, tmp_path / "left", AUTOEXP_DEADLINE="1", **BATCH_SCRIPT)
     assert left.returncode == 138, left.stderr
     assert '@autoexp {"signal": "time_limit", "step": 1}' in left.stdout
     again = run(config, tmp_path / "left")
