@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        train(_config(given.config, given.json))
+        config = _config(given.config, given.json)
+        # Dotted paths are found from where the training was started, and beside its config.
+        _find_from(Path.cwd(), *([Path(given.config).resolve().parent] if given.config else []))
+        train(config)
     except Preempted as left:
         return int(left.code)  # type: ignore[arg-type]
     except AutoexpError as error:
@@ -59,15 +62,19 @@ def placed(config: ExperimentConfig) -> ExperimentConfig:
     return config
 
 
+def _find_from(*directories: Path) -> None:
+    """Let dotted paths be found in these directories, in this order."""
+    for directory in reversed(directories):
+        if str(directory) not in sys.path:
+            sys.path.insert(0, str(directory))
+
+
 def train(config: ExperimentConfig) -> None:
-    """Train to the end.
+    """Train to the end; dotted paths are found on `sys.path`.
 
     Raises:
         Preempted, AutoexpError: as `GenericTrainer.fit`.
     """
-    # Dotted paths are found from where the training was started, as with `python script.py`.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     from oellm_autoexp.trainer import building
     from oellm_autoexp.trainer.config import trainer_config
     from oellm_autoexp.trainer.trainer import GenericTrainer

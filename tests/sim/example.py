@@ -33,11 +33,14 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
-def start(config: Mapping[str, Any], checkpoints: Path, **more: str) -> subprocess.Popen[str]:
-    """The trainer as a program."""
+def start(
+    config: Mapping[str, Any] | Path, checkpoints: Path, cwd: Path = EXAMPLE, **more: str
+) -> subprocess.Popen[str]:
+    """The trainer as a program; a config may be a file."""
+    given = [str(config)] if isinstance(config, Path) else ["--json", json.dumps(config)]
     return subprocess.Popen(
-        [sys.executable, "-m", "oellm_autoexp.trainer", "--json", json.dumps(config)],
-        cwd=EXAMPLE,
+        [sys.executable, "-m", "oellm_autoexp.trainer", *given],
+        cwd=cwd,
         env=environment(AUTOEXP_CHECKPOINT_DIR=str(checkpoints), **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import ROOT, ended, environment, experiment, start, sweep, told
+from example import EXAMPLE, ROOT, ended, environment, experiment, start, sweep, told
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,17 @@ def base() -> dict[str, Any]:
     return experiment()
 
 
-def run(config: dict[str, Any], directory: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return ended(start(config, directory, **more))
+def run(
+    config: dict[str, Any] | Path, directory: Path, cwd: Path = EXAMPLE, **more: str
+) -> subprocess.CompletedProcess[str]:
+    return ended(start(config, directory, cwd, **more))
 
 
 def test_the_example_learns_and_is_not_trained_twice(base: dict[str, Any], tmp_path: Path) -> None:
-    """From guessing to less than that, in a few steps; with torch and the standard library alone."""
+    """From guessing to less than that, in a few steps; with torch and the standard library alone.
+
+    The second time from another directory, as the docs type it: the model is found beside its config.
+    """
     blocked = tmp_path / "blocked"
     for name in ("compoconf", "yaml", "rich", "typer", "hydra", "omegaconf", "lightning", "jinja2"):
         (blocked / name).mkdir(parents=True)
@@ -38,7 +44,10 @@ def test_the_example_learns_and_is_not_trained_twice(base: dict[str, Any], tmp_p
     assert list(losses) == [5, 10, 15, 20, 25, 30]
     assert losses[5] > losses[30] + 0.5
     assert set(told(done.stdout, "val/loss")) == {15, 30}
-    again = run(base, tmp_path, PYTHONPATH=path)
+    shutil.copytree(EXAMPLE, tmp_path / "examples" / "lm")
+    config = Path("examples", "lm", "config.json")
+    (tmp_path / config).write_text(json.dumps(base))
+    again = run(config, tmp_path, tmp_path, PYTHONPATH=path)
     assert again.returncode == 0
     assert "this training is complete" in again.stderr
     assert not told(again.stdout, "loss")
