@@ -53,6 +53,9 @@ class FabricBackend(BaseBackend):
             ConfigError: with the keys.
         """
         config, found = self.config, self._experiment(spec)
+        if found.slurm is not None:
+            what = "does nothing here: what a job asks of Slurm stands in the config's own section"
+            raise ConfigError(Fault(key=f"{_KEY}.slurm", what=what, hint="move it to slurm.sbatch"))
         ddp = found.ddp or DDPConfig()
         if config.launcher != "srun" and ddp.num_nodes > 1:
             what = f"starts processes on one node, and there are {ddp.num_nodes}"

@@ -278,6 +278,8 @@ class PerformanceConfig:
     def __post_init__(self) -> None:
         _above_zero(self, "gradient_accumulation_steps", "clip_grad_norm")
         _some_text(self, "compile_backend", "precision")
+        if self.compile_backend is not None and not self.compile_model:
+            raise ValueError("compile_backend is given, and compile_model is off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,8 +449,11 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         _above_zero(self, "every_n_steps")
         _one_of(self, "early_stopping_source", "both", "hook", "legacy")
-        if self.frequency is ValidationFrequency.EVERY_N_STEPS and self.every_n_steps is None:
+        by_steps = self.frequency is ValidationFrequency.EVERY_N_STEPS
+        if by_steps and self.every_n_steps is None:
             raise ValueError("every_n_steps must be given for EVERY_N_STEPS")
+        if self.every_n_steps is not None and not by_steps:
+            raise ValueError("every_n_steps is given, and frequency is not EVERY_N_STEPS: keep one")
 
 
 @dataclass(frozen=True, kw_only=True)

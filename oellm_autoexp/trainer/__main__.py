@@ -80,7 +80,6 @@ def train(config: ExperimentConfig) -> None:
     from oellm_autoexp.trainer.trainer import GenericTrainer
 
     told = trainer_config(config)
-    logging.getLogger("oellm_autoexp").setLevel(told.logging.console_log_level)
     fabric = building.fabric_of(told.ddp, told.performance)
     GenericTrainer.from_config(config, fabric).fit_configured()
 

@@ -70,7 +70,9 @@ class Beginning(Boundaries):
         self.metrics.val_loader_names = self._validation.loaders.names if self._validation else ()
         self._agreement = Agreement(engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
         scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
-        by_steps = (config.validation.every_n_steps or 0) if self._validation is not None else 0
+        by_steps = 0
+        if self._validation is not None and self._validates_by_steps:
+            by_steps = config.validation.every_n_steps or 0
         self._every = Every(min(scalars, config.log_loss_every_n_steps), by_steps)
         self._by_clock = self._keeper.by_clock
         if not self.model.training:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from oellm_autoexp.checkpoints.record import Kind
+from oellm_autoexp.core.experiment import ValidationFrequency
 from oellm_autoexp.errors import NonFiniteLossError, TrainerError
 from oellm_autoexp.trainer import requeue, state
 from oellm_autoexp.trainer.agreement import Agreement, Wishes
@@ -97,6 +98,10 @@ class Boundaries:
 
     # ------------------------------------------------------------ steps and epochs
 
+    @property
+    def _validates_by_steps(self) -> bool:
+        return self.config.validation.frequency is ValidationFrequency.EVERY_N_STEPS
+
     def _between_steps(self, stepped: bool) -> None:
         at, every = self.at, self._every
         if not stepped:
@@ -124,7 +129,7 @@ class Boundaries:
                 each.scheduler.step()
         at.batches_done = True
         often = self.config.validate_every_n_epochs
-        if self._validation is not None and not self.config.validation.every_n_steps:
+        if self._validation is not None and not self._validates_by_steps:
             at.validation_due = (at.epoch + 1) % often == 0
         self._watch()
 
@@ -155,7 +160,7 @@ class Boundaries:
                 at.epoch, self.metrics.proportions(tally, weights), at.global_step
             )
         self.hook_manager.call("on_epoch_end", self, at.epoch, metrics)
-        if not self.config.validation.every_n_steps:
+        if not self._validates_by_steps:
             self._look_for_end(metrics)
         ended = at.epoch
         at.epoch, at.epoch_batches, at.batches_done = at.epoch + 1, 0, False
@@ -184,7 +189,7 @@ class Boundaries:
         self.metrics.note(metrics)
         self.logger.log_metrics(metrics, self.at.global_step)
         self.hook_manager.call("on_validation_end", self, self.at.epoch, metrics)
-        if self.config.validation.every_n_steps and not self.at.batches_done:
+        if self._validates_by_steps and not self.at.batches_done:
             self._look_for_end(metrics)
 
     def _over_ranks(self, tally: Tally, *, always: bool = False) -> Tally:

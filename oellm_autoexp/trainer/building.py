@@ -18,7 +18,8 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +33,7 @@ from oellm_autoexp.errors import TrainerError
 from oellm_autoexp.trainer import rng
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.config import trainer_config
-from oellm_autoexp.trainer.engine import compiled
+from oellm_autoexp.trainer.engine import asked_of_fabric, compiled
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -129,6 +130,7 @@ def made(factory: Callable[..., Any], config: ExperimentConfig, section: str, *a
     if "config" in parameters:
         return factory(*arguments, config=config)
     part = getattr(config, section)
+    called = str(getattr(factory, "__qualname__", factory))
     extras = dict(getattr(part, "extras", None) or getattr(part, "custom_params", None) or {})
     usual = {
         key: value for key, value in vars(part).items() if key not in ("extras", "custom_params", "type")
@@ -136,13 +138,37 @@ def made(factory: Callable[..., Any], config: ExperimentConfig, section: str, *a
     any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     taken = {key: value for key, value in usual.items() if key in parameters}
     unknown = [key for key in extras if key not in parameters]
-    if unknown and not any_keyword:
-        what = f"{getattr(factory, '__qualname__', factory)} does not take {', '.join(unknown)}"
+    if any_keyword:
+        taken = {key: value for key, value in usual.items() if key in parameters or _is_set(part, key)}
+    elif unknown:
+        what = f"{called} does not take {', '.join(unknown)}"
         raise TrainerError(what, where=section, hint=f"it takes {', '.join(parameters)}")
+    else:
+        _refuse_idle(part, parameters, section, called)
     try:
         return factory(*arguments, **taken, **extras)
     except TypeError as error:
         raise TrainerError(str(error), where=section) from error
+
+
+def _is_set(part: Any, key: str) -> bool:
+    """Whether a key has another value than its default."""
+    return any(each.name == key and getattr(part, key) != each.default for each in fields(part))
+
+
+def _refuse_idle(part: Any, used: Container[str], section: str, called: str) -> None:
+    """Refuse keys that are set and that what the config names does nothing with: a sweep of such a key would
+    train the same again and again.
+
+    Raises:
+        TrainerError: with these keys.
+    """
+    names = [each.name for each in fields(part) if each.name not in ("type", "dataset_name")]
+    names = [name for name in names if name not in ("extras", "custom_params") and name not in used]
+    idle = [name for name in names if _is_set(part, name)]
+    if idle:
+        what = f"{called} does nothing with {', '.join(idle)}"
+        raise TrainerError(what, where=section, hint="leave out what does not act")
 
 
 # ---------------------------------------------------------------- optimizers and schedulers
@@ -165,6 +191,7 @@ def optimizer_of(config: ExperimentConfig, model: nn.Module) -> Optimizer:
     elif wanted.type == "adam":
         optimizer = torch.optim.Adam(groups, **{**adam, **more})
     elif wanted.type == "sgd":
+        _refuse_idle(wanted, ("lr", "weight_decay"), "optimizer", "sgd")
         optimizer = torch.optim.SGD(groups, **{"lr": wanted.lr, **more})
     else:
         factory = named("optimizer", wanted.type, "optimizer.type")
@@ -177,6 +204,8 @@ def scheduler_of(config: ExperimentConfig, optimizer: Optimizer) -> list[Any]:
     wanted = config.scheduler
     if wanted is None:
         return []
+    if wanted.type in _SCHEDULER_KEYS:
+        _refuse_idle(wanted, _SCHEDULER_KEYS[wanted.type], "scheduler", wanted.type)
     if wanted.type == "step":
         return [StepLR(optimizer, wanted.step_size, wanted.gamma)]
     if wanted.type == "multistep":
@@ -189,6 +218,15 @@ def scheduler_of(config: ExperimentConfig, optimizer: Optimizer) -> list[Any]:
         return [warmed(optimizer, wanted, steps or 0, _SHAPES[wanted.type])]
     return [made(named("scheduler", wanted.type, "scheduler.type"), config, "scheduler", optimizer)]
 
+
+#: Which keys the schedulers act on that come along.
+_SCHEDULER_KEYS: Mapping[str, Container[str]] = {
+    "step": ("step_size", "gamma"),
+    "multistep": ("milestones", "gamma"),
+    "cosine": ("warmup_steps", "max_steps", "min_lr"),
+    "linear": ("warmup_steps", "max_steps", "min_lr"),
+    "constant": ("warmup_steps",),
+}
 
 #: From progress (0 to 1) to what is left of the learning rate (1 to 0).
 _SHAPES: Mapping[str, Callable[[float], float]] = {
@@ -229,8 +267,7 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
         from lightning.fabric import Fabric
         from lightning.fabric.utilities.exceptions import MisconfigurationException
     except ImportError:
-        wanted = ddp.devices not in (None, 1) or ddp.strategy != "auto" or _tasks() > 1
-        if wanted or performance.precision:
+        if asked_of_fabric(ddp, performance) or _tasks() > 1:
             hint = "pip install 'oellm-autoexp[fabric]'"
             raise TrainerError("Lightning is not installed here", where="ddp", hint=hint) from None
         return None
@@ -311,7 +348,15 @@ def _strategy(ddp: DDPConfig, processes: int) -> Any:
     from lightning.fabric.strategies.ddp import DDPStrategy
     from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 
-    if ddp.strategy == "fsdp":
+    sharding = ddp.strategy == "fsdp"
+    of_ddp = (
+        ("find_unused_parameters",) if sharding else ("backend", "find_unused_parameters", "timeout_seconds")
+    )
+    own = [name for name in of_ddp if _is_set(ddp, name)]
+    if own and ddp.strategy not in ("auto", "ddp"):
+        what = f"{', '.join(own)} is for the strategy ddp, and the strategy is {ddp.strategy}"
+        raise TrainerError(what, where="ddp", hint="leave it out, or give a Fabric of your own")
+    if sharding:
         return ModelParallelStrategy(
             _shard,
             data_parallel_size=processes,

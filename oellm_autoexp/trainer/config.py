@@ -18,6 +18,7 @@ from oellm_autoexp.core.experiment import (
     MultiDataLoaderConfig,
     PerformanceConfig,
     PreemptionConfig,
+    TrainingConfig,
     ValidationConfig,
     WarmStartConfig,
     plain,
@@ -82,6 +83,8 @@ class GenericTrainerConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
+        if self.validate_every_n_epochs != 1 and self.validation.every_n_steps is not None:
+            raise ValueError("validate_every_n_epochs is given, and so is validation.every_n_steps: keep one")
         if not self.experiment_name.strip():
             raise ValueError("experiment_name must be text that is not empty")
         loaders = len(self.train_loader_config.dataloader_names)
@@ -120,8 +123,12 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
         return config
     training = config.training
     checkpoint = config.checkpoint
-    if checkpoint.save_every_n_steps is None:
+    every = checkpoint.save_every_n_steps
+    if every is None:
         checkpoint = replace(checkpoint, save_every_n_steps=training.save_frequency)
+    elif training.save_frequency not in (every, TrainingConfig.save_frequency):
+        what = f"training.save_frequency is {training.save_frequency}"
+        raise ValueError(f"checkpoint.save_every_n_steps is {every} and {what}: keep one")
     return GenericTrainerConfig(
         experiment_name=config.experiment_name,
         seed=config.seed,
@@ -129,7 +136,7 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
         val_loader_config=config.val_loader_config,
         checkpoint=checkpoint,
         preemption=config.preemption,
-        logging=config.logging,
+        logging=_logging(config),
         validation=config.validation or ValidationConfig(),
         fault_tolerance=config.fault_tolerance or FaultToleranceConfig(),
         performance=_performance(config),
@@ -143,6 +150,16 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
         early_stopping_metric=training.early_stopping_metric,
         early_stopping_mode=training.early_stopping_mode,
         experiment_config=config,
+    )
+
+
+def _logging(config: ExperimentConfig) -> LoggingConfig:
+    """What is said of an experiment is said of its run, unless that has words of its own."""
+    logging = config.logging
+    return replace(
+        logging,
+        wandb_tags=logging.wandb_tags or config.tags,
+        wandb_notes=logging.wandb_notes or config.description,
     )
 
 

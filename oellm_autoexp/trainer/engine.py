@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from oellm_autoexp.core.experiment import PerformanceConfig
+from oellm_autoexp.core.experiment import DDPConfig, PerformanceConfig
 from oellm_autoexp.errors import TrainerError
 
 _NOTHING = nullcontext()
@@ -201,10 +201,30 @@ class FabricEngine(Engine):
         self.fabric.strategy.precision.load_state_dict(state)
 
 
+def asked_of_fabric(ddp: DDPConfig, performance: PerformanceConfig) -> list[str]:
+    """The keys that only a Fabric acts on."""
+    asked = {
+        "ddp.devices": ddp.devices not in (None, 1),
+        "ddp.strategy": ddp.strategy != "auto",
+        "ddp.num_nodes": ddp.num_nodes != 1,
+        "ddp.accelerator": ddp.accelerator not in ("auto", "cpu"),
+        "performance.precision": performance.precision is not None,
+    }
+    return [key for key, is_set in asked.items() if is_set]
+
+
 def engine(
-    model: nn.Module, optimizers: Iterable[Optimizer], config: PerformanceConfig, fabric: Any
+    model: nn.Module, optimizers: Iterable[Optimizer], config: PerformanceConfig, ddp: DDPConfig, fabric: Any
 ) -> Engine:
-    """The engine that fits: Fabric's where there is a Fabric."""
+    """The engine that fits: Fabric's where there is a Fabric.
+
+    Raises:
+        ValueError: the config asks for what only a Fabric does, and there is none.
+    """
+    wanted = [] if fabric is not None else asked_of_fabric(ddp, config)
+    if wanted:
+        how = "fabric=oellm_autoexp.trainer.building.fabric_of(config.ddp, config.performance)"
+        raise ValueError(f"{wanted[0]} is set, which needs a Fabric, and none was given: pass {how}")
     kind = Engine if fabric is None else FabricEngine
     return kind(model, list(optimizers), config, fabric)
 

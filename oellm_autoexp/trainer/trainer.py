@@ -63,10 +63,11 @@ class GenericTrainer(Beginning):
         scheduler: Any = None,
     ) -> None:
         self.config = config = trainer_config(config)
+        _log.setLevel(config.logging.console_log_level)
         bare = as_list(optimizers if optimizers is not None else optimizer)
         if not bare:
             raise ValueError("optimizers must hold at least one optimizer")
-        self._engine = engine(model, bare, config.performance, fabric)
+        self._engine = engine(model, bare, config.performance, config.ddp, fabric)
         self.fabric, self.model, self.optimizers = fabric, self._engine.model, self._engine.optimizers
         self.device = self._engine.device
         self._scheduled = [

@@ -145,6 +145,7 @@ def test_torchrun_hands_on_the_signals_that_a_training_leaves_by() -> None:
         ({"experiment": {"optimiser": {}}}, r"backend\.experiment\.optimiser: unknown key"),
         ({"experiment": {"optimizer": {"lr": -1}}}, r"backend\.experiment\.optimizer\.lr: must be above 0"),
         ({"experiment": {"ddp": {"num_nodes": 2}}}, r"backend\.launcher: starts processes on one node"),
+        ({"experiment": {"slurm": {"mem": "7G"}}}, r"backend\.experiment\.slurm: does nothing here"),
         ({"experiment": {}}, r"backend\.experiment\.ddp\.devices: is missing"),
     ],
 )

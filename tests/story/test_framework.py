@@ -24,6 +24,7 @@ from oellm_autoexp import (
     NamingStrategy,
     ParameterGrid,
     ParameterGridSearch,
+    SLURMConfig,
     ValidationError,
 )
 from oellm_autoexp.core.layout import SessionPaths
@@ -351,6 +352,13 @@ def refusals(project: Path) -> dict[str, tuple[Callable[[], Any], type[Exception
             ValidationError,
             "the name of their search",
         ),
+        "a log's name": (
+            lambda: ModelTrainingFramework(project).run_experiment(
+                ExperimentConfig(experiment_name="x", slurm=SLURMConfig(output="x.out"))
+            ),
+            ValidationError,
+            "slurm.output: does nothing without a template",
+        ),
         "a base": (
             lambda: executor.execute_grid_search({"experiment_name": "x", "lr": 1}, [ParameterGrid("g")]),
             ValidationError,
@@ -359,7 +367,9 @@ def refusals(project: Path) -> dict[str, tuple[Callable[[], Any], type[Exception
     }
 
 
-@pytest.mark.parametrize("case", ["no points", "no script", "our name", "one name", "several", "a base"])
+@pytest.mark.parametrize(
+    "case", ["no points", "no script", "our name", "one name", "several", "a log's name", "a base"]
+)
 def test_what_cannot_run_is_refused_before_anything_is_written(case: str, project: Path) -> None:
     run, kind, says = refusals(project)[case]
     with pytest.raises(kind, match=says):

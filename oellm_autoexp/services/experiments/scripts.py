@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oellm_autoexp.core.experiment import ExperimentConfig
-from oellm_autoexp.errors import UsageError
+from oellm_autoexp.errors import Fault, UsageError, ValidationError
 from oellm_autoexp.rendering import batch_template
 from oellm_autoexp.services.batch_script import wrapped_text
 from oellm_autoexp.services.experiments.plan import Named
@@ -35,6 +35,7 @@ class ExperimentScripts:
             UsageError: what it makes is no batch script, or none of one job.
         """
         if not self._has_template:
+            _refuse_idle(experiment.config)
             return experiment
         text = self.engine.preview_rendered_script(self.context(experiment.config, base, script, {}))
         where = self.engine.where
@@ -80,3 +81,12 @@ class ExperimentScripts:
             "branch_name": git.ask(self._root, "symbolic-ref", "--quiet", "--short", "HEAD"),
             "commit_hash": git.ask(self._root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}"),
         }
+
+
+def _refuse_idle(config: ExperimentConfig) -> None:
+    """Names of a job and its logs are those of the session, unless a template has them."""
+    for name in ("job_name", "output", "error"):
+        if config.slurm is not None and getattr(config.slurm, name) is not None:
+            what = "does nothing without a template: jobs and logs have the names of their session"
+            fault = Fault(key=f"slurm.{name}", what=what, hint="leave it out, or give a template")
+            raise ValidationError(fault)
