@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 DEMO := examples/demo/sweep.yaml
 # For the tests of the trainer: pinned, since an open range brings gigabytes of CUDA.
 TORCH := torch==2.13.0 lightning==2.6.6 torchdata==0.11.0 numpy
+# Where a training's metrics go, for the tests that read them back.
+TRACKERS := tensorboard==2.21.0 wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.1
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -84,7 +86,7 @@ $(VENV)/core.done: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev.done: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(TORCH) $(TRACKERS)
 	@touch $@ $(VENV)/core.done
 
 $(VENV)/bench.done: $(VENV)/dev.done

@@ -1,21 +1,25 @@
 """Where metrics go: the log (for people and the orchestrator), a CSV file, TensorBoard, W&B, MLflow.
 
-Trackers are imported when they are made. Only rank 0 logs. A tracker that fails while training is
-reported once and never ends it.
+Trackers are imported when they are made. Only rank 0 logs. A tracker that fails, at its beginning or later,
+is reported once and never ends a training; only a package that is missing does, before the first step.
 """
 
 from __future__ import annotations
 
 import csv
+import html
 import json
 import logging
 import math
+import re
 import sys
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from oellm_autoexp.core.experiment import LOGGERS, LoggingConfig
 from oellm_autoexp.errors import TrainerError
@@ -23,6 +27,8 @@ from oellm_autoexp.errors import TrainerError
 _log = logging.getLogger("oellm_autoexp.trainer")
 
 Metrics = Mapping[str, float]
+#: How a training ended: `left` is to go on in another attempt.
+Ended = Literal["finished", "left", "failed"]
 #: The orchestrator cuts lines behind 8192 bytes.
 _MAX_LINE = 8000
 
@@ -44,9 +50,11 @@ class Logger:
         """Something that the orchestrator may act on."""
 
     def log_text(self, tag: str, text: str, step: int) -> None: ...
-    def log_image(self, tag: str, image: Any, step: int) -> None: ...
+    def log_image(self, tag: str, image: Any, step: int) -> None:
+        """A tensor or array: (channels, height, width) or (height, width), in bytes or from 0 to 1."""
+
     def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None: ...
-    def close(self) -> None: ...
+    def close(self, ended: Ended = "finished") -> None: ...
 
 
 class ConsoleLogger(Logger):
@@ -95,7 +103,7 @@ class ConsoleLogger(Logger):
     def log_text(self, tag: str, text: str, step: int) -> None:
         self._line(f"{tag} (step {step}): {text}")
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:  # noqa: ARG002
         if self._bar and self._width:
             self._write("\n")
             self._width = 0
@@ -175,7 +183,7 @@ class CSVLogger(Logger):
         self._rows.writerows((step, name, repr(value)) for name, value in metrics.items())
         self._file.flush()
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:  # noqa: ARG002
         self._file.close()
 
 
@@ -202,12 +210,12 @@ class TensorBoardLogger(Logger):
         self._writer.add_text(tag, text, step)
 
     def log_image(self, tag: str, image: Any, step: int) -> None:
-        self._writer.add_image(tag, image, step)
+        self._writer.add_image(tag, _pixels(image), step)
 
     def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
         self._writer.add_figure(tag, figure, step)
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:  # noqa: ARG002
         self._writer.close()
 
 
@@ -239,48 +247,119 @@ class WandbLogger(Logger):
         self._run.log({**metrics, "trainer/step": step})
 
     def log_text(self, tag: str, text: str, step: int) -> None:
-        self._run.log({tag: self._wandb.Html(f"<pre>{text}</pre>"), "trainer/step": step})
+        shown = self._wandb.Html(f"<pre>{html.escape(text)}</pre>")
+        self._run.log({tag: shown, "trainer/step": step})
 
     def log_image(self, tag: str, image: Any, step: int) -> None:
-        self._run.log({tag: self._wandb.Image(image), "trainer/step": step})
+        pixels = _pixels(image).permute(1, 2, 0).numpy()
+        self._run.log({tag: self._wandb.Image(pixels), "trainer/step": step})
 
     def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
-        self.log_image(tag, figure, step)
+        self._run.log({tag: self._wandb.Image(figure), "trainer/step": step})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, ended: Ended = "finished") -> None:
+        if ended == "left":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if ended == "finished" else 1)
 
 
 class MLflowLogger(Logger):
-    """A run of MLflow, taken up under its id."""
+    """A run of MLflow, taken up under its id. What the config says is its parameters."""
 
-    def __init__(
-        self, config: LoggingConfig, name: str, remember: Callable[[Callable[[], str]], str]
-    ) -> None:
+    def __init__(self, config: LoggingConfig, name: str, ids: _RunIds, shown: Mapping[str, Any]) -> None:
         try:
-            mlflow = import_module("mlflow")
+            mlflow, self._entities = import_module("mlflow"), import_module("mlflow.entities")
         except ImportError as error:
             raise _missing("mlflow", "mlflow") from error
         self._client: Any = mlflow.MlflowClient(config.mlflow_tracking_uri)
-        self._run = remember(lambda: self._new_run(config.mlflow_experiment or name, name))
+        create = lambda: self._new_run(config, name, shown)  # noqa: E731
+        self._run = ids.get("mlflow", create)
+        if not self._is_known():
+            self._run = ids.get("mlflow", create, anew=True)
+        self._client.update_run(self._run, status="RUNNING")
 
-    def _new_run(self, experiment: str, name: str) -> str:
-        found = self._client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found is not None else self._client.create_experiment(experiment)
-        return str(self._client.create_run(number, run_name=name).info.run_id)
+    def _is_known(self) -> bool:
+        """Whether this server has the run: the one of the attempt before may have been another."""
+        try:
+            self._client.get_run(self._run)
+        except Exception as error:
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    def _new_run(self, config: LoggingConfig, name: str, shown: Mapping[str, Any]) -> str:
+        number = self._experiment(config.mlflow_experiment or name)
+        tags = dict.fromkeys(config.wandb_tags, "")
+        if config.wandb_notes:
+            tags["mlflow.note.content"] = config.wandb_notes
+        run = str(self._client.create_run(number, run_name=name, tags=tags).info.run_id)
+        params = (self._entities.Param(_legal(key), value[:500]) for key, value in _flat(shown))
+        while some := list(islice(params, 100)):  # as many as a request may have
+            self._client.log_batch(run, params=some)
+        return run
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except Exception:
+                # Another job of the same sweep may have been faster.
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def log_metrics(self, metrics: Metrics, step: int) -> None:
-        for name, value in metrics.items():
-            self._client.log_metric(self._run, name, value, step=step)
+        now = time.time_ns() // 1_000_000
+        values = (self._entities.Metric(_legal(name), value, now, step) for name, value in metrics.items())
+        while some := list(islice(values, 1000)):
+            self._client.log_batch(self._run, metrics=some)
 
     def log_text(self, tag: str, text: str, step: int) -> None:
         self._client.log_text(self._run, text, f"{tag}/{step}.txt")
 
+    def log_image(self, tag: str, image: Any, step: int) -> None:
+        pixels = _pixels(image).permute(1, 2, 0).numpy()
+        self._client.log_image(self._run, pixels, artifact_file=f"{tag}/{step}.png")
+
     def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
         self._client.log_figure(self._run, figure, f"{tag}/{step}.png")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, ended: Ended = "finished") -> None:
+        status = {"finished": "FINISHED", "left": "KILLED", "failed": "FAILED"}[ended]
+        self._client.set_terminated(self._run, status=status)
+
+
+def _legal(name: str) -> str:
+    """A name as MLflow takes it."""
+    return re.sub(r"[^\w\-./: ]", "_", name, flags=re.ASCII)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and their values as text."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        elif value is not None:
+            yield f"{before}{key}", str(value)
+
+
+def _pixels(image: Any) -> Any:
+    """An image as bytes: (channels, height, width)."""
+    import torch
+
+    pixels = torch.as_tensor(image).detach().cpu()
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"an image is (channels, height, width) with 1, 3 or 4 channels, got {list(pixels.shape)}"
+        )
+    if pixels.dtype != torch.uint8:
+        pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels
 
 
 class CompositeLogger(Logger):
@@ -326,8 +405,8 @@ class CompositeLogger(Logger):
     def log_matplotlib_figure(self, tag: str, figure: Any, step: int) -> None:
         self._each("log_matplotlib_figure", tag, figure, step)
 
-    def close(self) -> None:
-        self._each("close")
+    def close(self, ended: Ended = "finished") -> None:
+        self._each("close", ended)
 
 
 def create_logger(
@@ -348,20 +427,25 @@ def create_logger(
         TrainerError: the package of a tracker is not installed.
     """
     ids = _RunIds(directory / "tracker_runs.json")
+    shown = shown or {}
+    makers: dict[str, Callable[[], Logger]] = {
+        "console": lambda: ConsoleLogger(total_steps=total_steps),
+        "csv": lambda: CSVLogger(Path(config.csv_path or directory / "metrics.csv"), resumed_at),
+        # A directory for each run: what is hidden behind `resumed_at` must be its own.
+        "tensorboard": lambda: TensorBoardLogger(
+            str(Path(config.tensorboard_dir or "tb_logs", directory.name or name)), resumed_at
+        ),
+        "wandb": lambda: WandbLogger(config, name, ids.get("wandb", lambda: uuid.uuid4().hex[:12]), shown),
+        "mlflow": lambda: MLflowLogger(config, name, ids, shown),
+    }
     made: list[Logger] = []
     for kind in _kinds(config):
-        if kind == "console":
-            made.append(ConsoleLogger(total_steps=total_steps))
-        elif kind == "csv":
-            made.append(CSVLogger(Path(config.csv_path or directory / "metrics.csv"), resumed_at))
-        elif kind == "tensorboard":
-            made.append(TensorBoardLogger(config.tensorboard_dir or "tb_logs", resumed_at))
-        elif kind == "wandb":
-            made.append(
-                WandbLogger(config, name, ids.get("wandb", lambda: uuid.uuid4().hex[:12]), shown or {})
-            )
-        else:
-            made.append(MLflowLogger(config, name, lambda create: ids.get("mlflow", create)))
+        try:
+            made.append(makers[kind]())
+        except TrainerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - trackers fail in their own ways
+            _log.warning("%s could not begin, and training goes on without it: %s", kind, error)
     return CompositeLogger(made)
 
 
@@ -388,12 +472,13 @@ class _RunIds:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def get(self, tracker: str, create: Callable[[], str]) -> str:
+    def get(self, tracker: str, create: Callable[[], str], *, anew: bool = False) -> str:
+        """The id that is remembered; where there is none, or with `anew`, the one that `create` makes."""
         try:
             known: dict[str, str] = json.loads(self._path.read_text())
         except (FileNotFoundError, ValueError):
             known = {}
-        if tracker not in known:
+        if anew or tracker not in known:
             known[tracker] = create()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(".tmp")

@@ -26,7 +26,7 @@ from oellm_autoexp.trainer.engine import engine
 from oellm_autoexp.trainer.hooks import HookManager
 from oellm_autoexp.trainer.keeping import Keeper
 from oellm_autoexp.trainer.loaders import Batch
-from oellm_autoexp.trainer.loggers import Logger
+from oellm_autoexp.trainer.loggers import Ended, Logger
 from oellm_autoexp.trainer.metrics import MetricsManager, samples_of, scalars
 from oellm_autoexp.trainer.phases import PhaseMachine
 from oellm_autoexp.trainer.phases import TrainerPhase as P
@@ -160,6 +160,7 @@ class GenericTrainer(Beginning):
             TrainerError: training cannot go on.
             CheckpointError: there are checkpoints, and none can be used.
         """
+        ended: Ended = "failed"
         with self._signals:
             try:
                 self._prepare(train_loaders, val_loaders, max_epochs)
@@ -167,6 +168,7 @@ class GenericTrainer(Beginning):
                 if self._finished():
                     self._phases.advance(P.TRAINING_COMPLETE)
                     _log.info("this training is complete: %s steps", self.at.global_step)
+                    ended = "finished"
                     return
                 self._start()
                 while not self._finished():
@@ -174,15 +176,19 @@ class GenericTrainer(Beginning):
                     if self.at.batches_done:
                         self._end_epoch()
                 self._complete()
+                ended = "finished"
             except (Preempted, PreemptionTimeoutError, KeyboardInterrupt):
+                ended = "left"
                 self._advance_if_running(P.ERROR_RECOVERABLE)
                 raise
             except BaseException:
                 self._advance_if_running(P.ERROR_FATAL)
                 raise
             finally:
-                self._keeper.close()
-                self.logger.close()
+                try:
+                    self._keeper.close()
+                finally:
+                    self.logger.close(ended)
 
     def configure_loaders(self, train_loaders: Any, val_loaders: Any = None) -> None:
         """The loaders that `fit_configured` uses."""
