@@ -291,11 +291,19 @@ class Boundaries:
         return self._save("emergency" if emergency else "regular")
 
     def save_emergency_checkpoint(self) -> Path:
-        """`save_checkpoint(emergency=True)`."""
+        """`save_checkpoint(emergency=True)`, which is on disk when this returns.
+
+        Where training ended within an optimizer step, there is nothing newer to save than what is there: then
+        it is the checkpoint that is gone on from.
+        """
         return self.save_checkpoint(emergency=True)
 
     def _save(self, kind: Kind) -> Path:
         if self._within_step:
+            has_left = self.phase in (P.ERROR_RECOVERABLE, P.ERROR_FATAL)
+            if kind == "emergency" and has_left and (latest := self._keeper.latest()) is not None:
+                _log.warning("an optimizer step was given up: training goes on from %s", latest)
+                return latest
             what = "a checkpoint was asked for within an optimizer step"
             raise TrainerError(what, hint="ask in on_validation_end, on_epoch_end, or outside of fit()")
         if self._engine.highest([float(self._nonfinite)])[0]:

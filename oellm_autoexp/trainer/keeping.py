@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oellm_autoexp.checkpoints.local import LocalStore
-from oellm_autoexp.checkpoints.record import CommitRecord, Kind, NameTemplate
+from oellm_autoexp.checkpoints.record import ALIASES, CommitRecord, Kind, NameTemplate
 from oellm_autoexp.errors import CheckpointTimeoutError, PreemptionTimeoutError
 from oellm_autoexp.trainer import state
 from oellm_autoexp.trainer.config import GenericTrainerConfig
@@ -165,6 +165,11 @@ class Keeper:
             self._made.close()
 
     # ------------------------------------------------------------ reading
+
+    def latest(self) -> Path | None:
+        """The file of the newest complete checkpoint; None where there is none."""
+        link = self.directory / ALIASES[0]
+        return link.resolve() if link.exists() else None
 
     def newest(self) -> tuple[CommitRecord, dict[str, Any]] | None:
         """The newest checkpoint that is complete and undamaged, and what it holds; all ranks have to call it.

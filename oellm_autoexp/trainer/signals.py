@@ -58,6 +58,8 @@ class SignalWatch:
         for signum, handler in self._before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
+        # Whoever saves by hand afterwards has all the time again.
+        self.pending = 0
 
     def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - how handlers are called
         if not self.pending:

@@ -161,6 +161,9 @@ class GenericTrainer(Beginning):
             CheckpointError: there are checkpoints, and none can be used.
         """
         ended: Ended = "failed"
+        # Of an optimizer step that an earlier call has given up nothing is left.
+        self._within_step, self._losses = False, []
+        self._clear_gradients()
         with self._signals:
             try:
                 self._prepare(train_loaders, val_loaders, max_epochs)
