@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from commands import until
 from example import EXAMPLE, ROOT, ended, environment, experiment, start, sweep, told
+
+from oellm_autoexp.backends.base import BackendJobSpec
+from oellm_autoexp.backends.fabric import FabricBackend, FabricBackendConfig
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,30 @@ def test_what_fabric_refuses_is_told_in_a_line(
     assert done.stderr.startswith("error: ddp: Fabric cannot be set up")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_torchrun_ends_with_what_the_shipped_signals_know_as_preemption(tmp_path: Path) -> None:
+    """Also where its processes are done when they are told to leave, and so say nothing of that."""
+    spec = BackendJobSpec(parameters={}, name="job", output_dir="o", checkpoint_dir="c")
+    config = FabricBackendConfig(
+        launcher="torchrun", experiment={"model": {"type": "m.M"}, "ddp": {"devices": 1}}
+    )
+    told = FabricBackend(config).build_launch_command(spec).environment
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "--no-python"]
+    script = f"trap 'exit 0' USR1; touch {tmp_path / 'there'}; while :; do sleep 0.05; done"
+    with subprocess.Popen(
+        [sys.executable, *words, "bash", "-c", script],
+        env=environment(**told),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        until((tmp_path / "there").exists, "it runs")
+        launcher.send_signal(signal.SIGUSR1)
+        said = launcher.communicate(timeout=100)[1]
+    assert launcher.returncode == 1, said
+    shipped = yaml.safe_load((ROOT / "config" / "monitoring" / "fabric.yaml").read_text())["log_signals"]
+    rule = shipped["launcher_told_to_leave"]
+    assert rule["mode"] == "preempted" and re.search(rule["pattern"], said), said
 
 
 @pytest.mark.kill9
