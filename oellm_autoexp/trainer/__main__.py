@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from oellm_autoexp.core.experiment import CheckpointConfig, ExperimentConfig
+from oellm_autoexp.core.experiment import ExperimentConfig
 from oellm_autoexp.errors import AutoexpError, UsageError
 from oellm_autoexp.trainer.reading import read_file, read_text
 from oellm_autoexp.trainer.signals import Preempted
@@ -51,15 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _config(path: str | None, text: str | None) -> ExperimentConfig:
     if (path is None) == (text is None):
         raise UsageError("give a config file, or --json", hint="see --help")
-    return placed(read_text(text, "--json") if text is not None else read_file(Path(path or "")))
-
-
-def placed(config: ExperimentConfig) -> ExperimentConfig:
-    """The config with checkpoints where the orchestrator wants them, unless it says where itself."""
-    directory = os.environ.get("AUTOEXP_CHECKPOINT_DIR")
-    if directory and config.checkpoint.root_dir == CheckpointConfig.root_dir:
-        return replace(config, checkpoint=replace(config.checkpoint, root_dir=directory))
-    return config
+    return read_text(text, "--json") if text is not None else read_file(Path(path or ""))
 
 
 def _find_from(*directories: Path) -> None:

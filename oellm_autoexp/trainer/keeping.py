@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.checkpoints.record import ALIASES, CommitRecord, Kind, NameTemplate
+from oellm_autoexp.core.experiment import CheckpointConfig
 from oellm_autoexp.errors import CheckpointTimeoutError, PreemptionTimeoutError
 from oellm_autoexp.trainer import state
 from oellm_autoexp.trainer.config import GenericTrainerConfig
@@ -35,7 +36,7 @@ class Keeper:
 
     def __init__(self, config: GenericTrainerConfig, engine: Engine) -> None:
         self._config, self._engine = config, engine
-        self.directory = Path(config.checkpoint.root_dir) / config.directory_name
+        self.directory = root(config.checkpoint) / config.directory_name
         self._template = NameTemplate(config.checkpoint.filename_template)
         self._made: Saver | None = None
         self._logger = Logger()
@@ -192,6 +193,15 @@ class Keeper:
 
     def _fitting(self, payload: dict[str, Any], like: Like) -> dict[str, Any]:
         return spread(payload, like) if self._engine.sharded else payload
+
+
+def root(config: CheckpointConfig) -> Path:
+    """Where the config says, else where the orchestrator wants a job's checkpoints: the points of a sweep
+    that run one script must not go on from each other's.
+    """
+    if config.root_dir == CheckpointConfig.root_dir:
+        return Path(os.environ.get("AUTOEXP_CHECKPOINT_DIR") or config.root_dir)
+    return Path(config.root_dir)
 
 
 def _skipped(name: str, problem: str) -> None:

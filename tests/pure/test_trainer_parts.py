@@ -32,6 +32,7 @@ from oellm_autoexp.trainer import (
     TrainerHooks,
     building,
     builtin_hooks,
+    keeping,
     loggers,
     reading,
 )
@@ -538,8 +539,8 @@ def test_the_program_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
 def test_checkpoints_go_where_the_orchestrator_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the config says where."""
     monkeypatch.setenv("AUTOEXP_CHECKPOINT_DIR", "/there")
-    assert program.placed(config_of()).checkpoint.root_dir == "/there"
-    assert program.placed(config_of(checkpoint={"root_dir": "mine"})).checkpoint.root_dir == "mine"
+    assert keeping.root(config_of().checkpoint) == Path("/there")
+    assert keeping.root(config_of(checkpoint={"root_dir": "mine"}).checkpoint) == Path("mine")
 
 
 def test_errors_of_the_trainer_are_errors_of_this_program() -> None:

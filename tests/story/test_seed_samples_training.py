@@ -56,7 +56,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available"
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In a directory of its own, without a job around it."""
-    for name in ("AUTOEXP_DEADLINE", "SLURM_JOB_END_TIME", "SLURM_JOB_ID", "AUTOEXP_ATTEMPT"):
+    for name in ("AUTOEXP_DEADLINE", "SLURM_JOB_END_TIME", "SLURM_JOB_ID", "AUTOEXP_CHECKPOINT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
