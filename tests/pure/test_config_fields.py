@@ -145,9 +145,13 @@ def test_a_key_that_would_do_nothing_is_refused(case: str) -> None:
         building.scheduler_of(config, building.optimizer_of(config, model))
 
 
-def test_what_ddp_says_beside_another_strategy_is_refused() -> None:
-    with pytest.raises(TrainerError, match="backend is for the strategy ddp, and the strategy is fsdp"):
-        building._strategy(DDPConfig(strategy="fsdp", backend="gloo"), 2)
+@pytest.mark.parametrize(
+    ("strategy", "key", "value"), [("deepspeed", "backend", "gloo"), ("fsdp", "find_unused_parameters", True)]
+)
+def test_what_ddp_says_beside_another_strategy_is_refused(strategy: str, key: str, value: object) -> None:
+    said = f"{key} is for the strategy ddp, and the strategy is {strategy}"
+    with pytest.raises(TrainerError, match=said):
+        building._strategy(DDPConfig(strategy=strategy, **{key: value}), 2)
 
 
 @pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(SLURMConfig)])
