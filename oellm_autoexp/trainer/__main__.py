@@ -65,12 +65,12 @@ def train(config: ExperimentConfig) -> None:
     Raises:
         Preempted, AutoexpError: as `GenericTrainer.fit`.
     """
-    from oellm_autoexp.trainer import building
+    from oellm_autoexp.trainer import launching
     from oellm_autoexp.trainer.config import trainer_config
     from oellm_autoexp.trainer.trainer import GenericTrainer
 
     told = trainer_config(config)
-    fabric = building.fabric_of(told.ddp, told.performance)
+    fabric = launching.fabric_of(told.ddp, told.performance)
     GenericTrainer.from_config(config, fabric).fit_configured()
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
-import warnings
 from collections.abc import Callable, Container, Mapping
 from dataclasses import fields
 from functools import partial
@@ -28,16 +26,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, StepLR
 
-from oellm_autoexp.core.experiment import DDPConfig, ExperimentConfig, PerformanceConfig, SchedulerConfig
+from oellm_autoexp.core.experiment import ExperimentConfig, SchedulerConfig
 from oellm_autoexp.errors import TrainerError
 from oellm_autoexp.trainer import rng
 from oellm_autoexp.trainer.builtin_hooks import found
-from oellm_autoexp.trainer.config import trainer_config
-from oellm_autoexp.trainer.engine import asked_of_fabric, compiled
+from oellm_autoexp.trainer.config import is_set, trainer_config
+from oellm_autoexp.trainer.engine import compiled
+from oellm_autoexp.trainer.launching import spreads
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
     from oellm_autoexp.trainer.trainer import GenericTrainer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,9 +95,8 @@ def trainer(
         raise TrainerError(
             f"gives no module but {type(model).__name__}", where=f"model.type: {config.model.type}"
         )
-    kind, sharding = type(model), fabric is not None and _shards(fabric.strategy)
+    kind, sharding = type(model), fabric is not None and spreads(fabric)
     if sharding:
-        # What is optimized are the shards.
         model = fabric.setup_module(compiled(model, trainer_config(config).performance))
     optimizer = optimizer_of(config, model)
     schedulers = scheduler_of(config, optimizer)
@@ -139,7 +135,7 @@ def made(factory: Callable[..., Any], config: ExperimentConfig, section: str, *a
     taken = {key: value for key, value in usual.items() if key in parameters}
     unknown = [key for key in extras if key not in parameters]
     if any_keyword:
-        taken = {key: value for key, value in usual.items() if key in parameters or _is_set(part, key)}
+        taken = {key: value for key, value in usual.items() if key in parameters or is_set(part, key)}
     elif unknown:
         what = f"{called} does not take {', '.join(unknown)}"
         raise TrainerError(what, where=section, hint=f"it takes {', '.join(parameters)}")
@@ -151,11 +147,6 @@ def made(factory: Callable[..., Any], config: ExperimentConfig, section: str, *a
         raise TrainerError(str(error), where=section) from error
 
 
-def _is_set(part: Any, key: str) -> bool:
-    """Whether a key has another value than its default."""
-    return any(each.name == key and getattr(part, key) != each.default for each in fields(part))
-
-
 def _refuse_idle(part: Any, used: Container[str], section: str, called: str) -> None:
     """Refuse keys that are set and that what the config names does nothing with: a sweep of such a key would
     train the same again and again.
@@ -165,7 +156,7 @@ def _refuse_idle(part: Any, used: Container[str], section: str, called: str) -> 
     """
     names = [each.name for each in fields(part) if each.name not in ("type", "dataset_name")]
     names = [name for name in names if name not in ("extras", "custom_params") and name not in used]
-    idle = [name for name in names if _is_set(part, name)]
+    idle = [name for name in names if is_set(part, name)]
     if idle:
         what = f"{called} does nothing with {', '.join(idle)}"
         raise TrainerError(what, where=section, hint="leave out what does not act")
@@ -251,143 +242,3 @@ def warmed(
         return floor + (1 - floor) * shape(done)
 
     return LambdaLR(optimizer, [partial(factor, peak=peak) for peak in peaks])
-
-
-# ---------------------------------------------------------------- Fabric
-
-
-def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
-    """A Fabric as the config and the launcher say, launched; None where Lightning is not installed and one
-    process is enough.
-
-    Raises:
-        TrainerError: Lightning is needed and missing, or cannot do what the config says on this machine.
-    """
-    try:
-        from lightning.fabric import Fabric
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-    except ImportError:
-        if asked_of_fabric(ddp, performance) or _tasks() > 1:
-            hint = "pip install 'oellm-autoexp[fabric]'"
-            raise TrainerError("Lightning is not installed here", where="ddp", hint=hint) from None
-        return None
-    # With Slurm's programs on the PATH this is said of every process that srun has not started.
-    warnings.filterwarnings("ignore", message="The `srun` command is available")
-    devices, nodes = _processes(ddp)
-    try:
-        fabric = Fabric(
-            accelerator=ddp.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            strategy=_strategy(ddp, devices * nodes),
-            precision=precision_of(ddp, performance),  # type: ignore[arg-type]
-            plugins=_plugins(),
-        )
-    except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        # As Lightning refuses devices that are not here, and what does not go together.
-        what, hint = f"Fabric cannot be set up: {error}", "look at ddp and at performance.precision"
-        raise TrainerError(what, where="ddp", hint=hint) from error
-    fabric.launch()
-    return fabric
-
-
-def precision_of(ddp: DDPConfig, performance: PerformanceConfig) -> str:
-    """The precision of Fabric: what is named, else mixed on a GPU where `use_amp`."""
-    if performance.precision:
-        return performance.precision
-    if not performance.use_amp or ddp.accelerator == "cpu" or not torch.cuda.is_available():
-        return "32-true"
-    if torch.cuda.is_bf16_supported():
-        return "bf16-mixed"
-    # FSDP2 has no scaler of gradients in Fabric.
-    return "32-true" if ddp.strategy == "fsdp" else "16-mixed"
-
-
-def _launcher() -> str:
-    """Who has started this process beside others: torchrun, srun, or "" where nobody has.
-
-    The script of a Slurm job has the variables of its tasks, too, but for the number of a step.
-    """
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return "torchrun"
-    return "srun" if "SLURM_STEP_ID" in os.environ else ""
-
-
-def _tasks() -> int:
-    """How many processes a launcher has started."""
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NTASKS", "1")) if _launcher() == "srun" else 1
-
-
-def _processes(ddp: DDPConfig) -> tuple[int, int]:
-    """On how many devices of how many nodes: as the launcher has it, which may use fewer than the job has."""
-    launcher = _launcher()
-    if launcher == "torchrun":
-        found = int(os.environ["LOCAL_WORLD_SIZE"])
-        return ddp.devices or found, max(ddp.num_nodes, _tasks() // found)
-    if launcher == "srun" and _tasks() > 1:
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return ddp.devices or max(1, _tasks() // nodes), max(ddp.num_nodes, nodes)
-    if ddp.devices is not None:
-        return ddp.devices, ddp.num_nodes
-    return 1 if ddp.accelerator == "cpu" else max(1, torch.cuda.device_count()), ddp.num_nodes
-
-
-def _plugins() -> list[Any]:
-    """In the script of a Slurm job processes start each other, where Lightning would wait for srun's."""
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-    return [LightningEnvironment()] if SLURMEnvironment.detect() and not _launcher() else []
-
-
-def _strategy(ddp: DDPConfig, processes: int) -> Any:
-    from datetime import timedelta
-
-    from lightning.fabric.strategies.ddp import DDPStrategy
-    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
-
-    sharding = ddp.strategy == "fsdp"
-    of_ddp = (
-        ("find_unused_parameters",) if sharding else ("backend", "find_unused_parameters", "timeout_seconds")
-    )
-    own = [name for name in of_ddp if _is_set(ddp, name)]
-    if own and ddp.strategy not in ("auto", "ddp"):
-        what = f"{', '.join(own)} is for the strategy ddp, and the strategy is {ddp.strategy}"
-        raise TrainerError(what, where="ddp", hint="leave it out, or give a Fabric of your own")
-    if sharding:
-        return ModelParallelStrategy(
-            _shard,
-            data_parallel_size=processes,
-            tensor_parallel_size=1,
-            process_group_backend=ddp.backend,
-            timeout=timedelta(seconds=ddp.timeout_seconds),
-        )
-    if ddp.strategy == "ddp" or (ddp.strategy == "auto" and processes > 1):
-        return DDPStrategy(
-            process_group_backend=ddp.backend,
-            timeout=timedelta(seconds=ddp.timeout_seconds),
-            find_unused_parameters=ddp.find_unused_parameters,
-        )
-    return ddp.strategy
-
-
-def _shards(strategy: Any) -> bool:
-    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
-
-    return isinstance(strategy, ModelParallelStrategy)
-
-
-def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """FSDP2: the blocks that lists and sequences of the model consist of, one by one; then the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    data = mesh["data_parallel"]
-    lists = [each for each in model.modules() if isinstance(each, (nn.ModuleList, nn.Sequential))]
-    nested = {id(inner) for outer in lists for block in outer for inner in block.modules()}
-    for block in (block for each in lists if id(each) not in nested for block in each):
-        if any(True for _ in block.children()):
-            fully_shard(block, mesh=data)
-    fully_shard(model, mesh=data)
-    return model

@@ -183,3 +183,8 @@ def _performance(config: ExperimentConfig) -> PerformanceConfig:
             )
         merged[ours] = said[ours] if own == default else own
     return replace(performance, **merged)
+
+
+def is_set(part: Any, key: str) -> bool:
+    """Whether a key has another value than its default."""
+    return any(each.name == key and getattr(part, key) != each.default for each in fields(part))

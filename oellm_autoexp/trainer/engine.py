@@ -223,7 +223,7 @@ def engine(
     """
     wanted = [] if fabric is not None else asked_of_fabric(ddp, config)
     if wanted:
-        how = "fabric=oellm_autoexp.trainer.building.fabric_of(config.ddp, config.performance)"
+        how = "fabric=oellm_autoexp.trainer.launching.fabric_of(config.ddp, config.performance)"
         raise ValueError(f"{wanted[0]} is set, which needs a Fabric, and none was given: pass {how}")
     kind = Engine if fabric is None else FabricEngine
     return kind(model, list(optimizers), config, fabric)

@@ -28,7 +28,7 @@ from oellm_autoexp.core.experiment import (
 from oellm_autoexp.errors import TrainerError, ValidationError
 from oellm_autoexp.services.experiments.sbatch_template import TemplateContext
 from oellm_autoexp.services.experiments.validation import sbatch_of
-from oellm_autoexp.trainer import CheckpointConfig, GenericTrainer, GenericTrainerConfig, building
+from oellm_autoexp.trainer import CheckpointConfig, GenericTrainer, GenericTrainerConfig, building, launching
 from oellm_autoexp.trainer.config import trainer_config
 
 PACKAGE = Path(schema.__file__).parents[1]
@@ -151,7 +151,7 @@ def test_a_key_that_would_do_nothing_is_refused(case: str) -> None:
 def test_what_ddp_says_beside_another_strategy_is_refused(strategy: str, key: str, value: object) -> None:
     said = f"{key} is for the strategy ddp, and the strategy is {strategy}"
     with pytest.raises(TrainerError, match=said):
-        building._strategy(DDPConfig(strategy=strategy, **{key: value}), 2)
+        launching._strategy(DDPConfig(strategy=strategy, **{key: value}), 2)
 
 
 @pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(SLURMConfig)])
