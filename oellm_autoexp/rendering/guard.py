@@ -300,8 +300,9 @@ def spawn(argv, env):
 
 
 def plain_signals():
-    """What a program expects to start with; Python ignores SIGPIPE and SIGXFSZ."""
-    for number in (*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+    """What a program expects to start with: Python ignores SIGPIPE and SIGXFSZ, a shell SIGINT and SIGQUIT of
+    what it starts with `&`."""
+    for number in (*FORWARDED, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
