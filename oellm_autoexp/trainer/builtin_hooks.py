@@ -98,8 +98,9 @@ def configured(config: GenericTrainerConfig) -> Iterator[TrainerHooks]:
     switches = {
         LoggingHook: hooks.enable_logging_hook,
         GradientMonitorHook: hooks.enable_gradient_monitor,
-        ModelCheckpointHook: hooks.enable_model_checkpoint_hook,
         EarlyStoppingHook: hooks.enable_early_stopping_hook,
+        # The last one: what it saves has the states of those before it.
+        ModelCheckpointHook: hooks.enable_model_checkpoint_hook,
     }
     classes = [found(path, "hooks.hook_classes") for path in hooks.hook_classes]
     classes += [kind for kind, on in switches.items() if on]

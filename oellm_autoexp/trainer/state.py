@@ -35,7 +35,8 @@ class Position:
 
     `global_step` counts optimizer steps, `epoch` from 0. `epoch_batches`: batches of the epoch that are used.
     `batches_done`: it has no more. `validation_due`: that comes first. `finished`: why training has ended.
-    `nonfinite`: optimizer steps in a row whose loss was no number. `validated_at`: the step of `val_metrics`.
+    `nonfinite`: optimizer steps in a row whose loss was no number. `validated_at`: the step of `val_metrics`,
+    which are `val_fresh` until the end of the epoch.
     """
 
     epoch: int = 0
@@ -47,11 +48,17 @@ class Position:
     nonfinite: int = 0
     validated_at: int = -1
     val_metrics: dict[str, float] = field(default_factory=dict)
+    val_fresh: bool = False
 
     def take(self, state: Mapping[str, Any]) -> None:
         for each in fields(self):
-            setattr(self, each.name, state[each.name])
+            if each.name in state:
+                setattr(self, each.name, state[each.name])
         self.val_metrics = dict(self.val_metrics)
+
+    def end_epoch(self) -> None:
+        """Go where the next epoch begins."""
+        self.epoch, self.epoch_batches, self.batches_done, self.val_fresh = self.epoch + 1, 0, False, False
 
 
 def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[str, Any]:

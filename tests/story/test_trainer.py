@@ -83,6 +83,8 @@ def made(
     adamw = lambda module: [torch.optim.AdamW(module.parameters(), lr=0.01)]  # noqa: E731
     made_optimizers = (optimizers or adamw)(module)
     checkpoint = config.pop("checkpoint", {})
+    if "config_hooks" in config:
+        config["hooks"] = config.pop("config_hooks")
     trainer = GenericTrainer(
         GenericTrainerConfig(
             seed=config.pop("seed", 3),
@@ -420,6 +422,91 @@ def test_early_stopping_counts_on_after_a_restart(tmp_path: Path, name: str) -> 
     more = trainer()
     more.fit(loader(), loader(2), max_epochs=99)
     assert more.at.epoch == 4
+
+
+@pytest.mark.parametrize("event", ["on_epoch_end", "on_validation_end"])
+def test_training_goes_on_from_what_a_hook_has_saved(tmp_path: Path, event: str) -> None:
+    """Nothing of the end of an epoch is done twice, or left out: not the schedule, nor the patience."""
+
+    class Saves(TrainerHooks):
+        def __init__(self, leave: bool) -> None:
+            self.leave = leave
+
+        def on_epoch_end(self, trainer: Any, epoch: int) -> None:
+            self.save(trainer, "on_epoch_end", epoch)
+
+        def on_validation_end(self, trainer: Any, epoch: int) -> None:
+            self.save(trainer, "on_validation_end", epoch)
+
+        def save(self, trainer: Any, now: str, epoch: int) -> None:
+            if now == event and epoch == 1:
+                trainer.save_checkpoint(emergency=True)
+                if self.leave:
+                    raise SystemExit(9)
+
+    plateau = lambda of: [torch.optim.lr_scheduler.ReduceLROnPlateau(of[0], patience=1)]  # noqa: E731
+
+    def trainer(directory: Path, *hooks: TrainerHooks) -> GenericTrainer:
+        rare: dict[str, Any] = {"save_every_n_epochs": None}
+        kept = {"checkpoint": rare, "early_stopping_patience": 5}
+        found = made(directory, schedulers=plateau, hooks=hooks, **kept)
+        found.set_validation_step(lambda t, *_: {"loss": 1.0})
+        return found
+
+    whole = trainer(tmp_path / "whole", Saves(leave=False))
+    whole.fit(loader(), loader(2), max_epochs=50)
+    with pytest.raises(SystemExit):
+        trainer(tmp_path / "left", Saves(leave=True)).fit(loader(), loader(2), max_epochs=50)
+    again = trainer(tmp_path / "left")
+    again.fit(loader(), loader(2), max_epochs=50)
+    assert again.at == whole.at
+    assert same(weights(again), weights(whole))
+    assert again.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
+
+
+def test_what_comes_along_saves_the_patience_of_the_hook_beside_it(tmp_path: Path) -> None:
+    """The hook that saves is told last, so that what it saves has counted the validation."""
+    left = iter([False, True, False, False, False])
+
+    class Leaves(TrainerHooks):
+        def on_checkpoint_save(self, trainer: Any) -> None:
+            if next(left):
+                raise SystemExit(9)
+
+    def trainer(*hooks: TrainerHooks) -> GenericTrainer:
+        both = HooksConfig(
+            enable_model_checkpoint_hook=True,
+            enable_early_stopping_hook=True,
+            hook_configs={"EarlyStoppingHook": {"patience": 3, "min_delta": 10.0}},
+        )
+        found = made(tmp_path, checkpoint={"save_every_n_epochs": None}, config_hooks=both, hooks=hooks)
+        losses = {4: 3.0, 8: 2.0}
+        found.set_validation_step(lambda t, *_: {"loss": losses.get(t.global_step, 5.0)})
+        return found
+
+    with pytest.raises(SystemExit):
+        trainer(Leaves()).fit(loader(), loader(2), max_epochs=50)
+    again = trainer()
+    again.fit(loader(), loader(2), max_epochs=50)
+    assert again.at.epoch == 4
+
+
+def test_epochs_without_validation_are_no_looks(tmp_path: Path) -> None:
+    """Neither for the patience, nor for a scheduler that looks at a figure of validation."""
+    plateau = lambda of: [torch.optim.lr_scheduler.ReduceLROnPlateau(of[0], patience=1)]  # noqa: E731
+    trainer = made(tmp_path, schedulers=plateau, validate_every_n_epochs=2, early_stopping_patience=3)
+    trainer.set_validation_step(lambda t, *_: {"loss": 1.0})
+    told: list[list[str]] = []
+
+    class Told(TrainerHooks):
+        def on_epoch_end(self, trainer: Any, epoch: int, metrics: Any) -> None:
+            told.append([name for name in metrics if name == "val/loss"])
+
+    trainer.hook_manager.register_hook(Told())
+    trainer.fit(loader(), loader(2), max_epochs=50)
+    assert trainer.at.epoch == 8
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
+    assert told == [[], ["val/loss"]] * 4
 
 
 def test_early_stopping_by_an_unknown_metric_is_an_error(tmp_path: Path) -> None:
