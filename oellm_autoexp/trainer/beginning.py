@@ -40,7 +40,6 @@ class Beginning(Boundaries):
     _training_step: Step | None
     _validation_step: Step | None
     _warm_start: Callable[[Path], Any] | None
-    _max_epochs: int
 
     def _prepare(self, train_loaders: Any, val_loaders: Any, max_epochs: int | None) -> None:
         train_loaders, val_loaders = as_list(train_loaders), as_list(val_loaders)

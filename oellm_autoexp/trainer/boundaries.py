@@ -75,6 +75,7 @@ class Boundaries:
     _seconds: dict[str, float]
     _every: Every
     _by_clock: bool
+    _max_epochs: int
 
     @property
     def module(self) -> nn.Module:
@@ -113,6 +114,12 @@ class Boundaries:
         if self._keeper.due_at_step(at.global_step) and not self._epoch_is_over():
             self.save_checkpoint()
 
+    def _finished(self) -> bool:
+        at, most = self.at, self.config.max_steps
+        return (
+            bool(at.finished) or at.epoch >= self._max_epochs or (most is not None and at.global_step >= most)
+        )
+
     def _epoch_is_over(self) -> bool:
         """The checkpoint of this step is cut at the end of the epoch, which is now."""
         return self._train is not None and self.at.epoch_batches >= self._train.length()
@@ -124,9 +131,10 @@ class Boundaries:
             if each.interval == "epoch" and each.monitor is None:
                 each.scheduler.step()
         at.batches_done = True
-        often = self.config.validate_every_n_epochs
-        if self._validation is not None and not self.config.validation.every_n_steps:
-            at.validation_due = (at.epoch + 1) % often == 0
+        if self._validation is not None:
+            often = self.config.validate_every_n_epochs
+            by_epochs = not self.config.validation.every_n_steps and (at.epoch + 1) % often == 0
+            at.validation_due = by_epochs or (self._finished() and at.validated_at != at.global_step)
         self._watch()
 
     def _end_epoch(self) -> None:
@@ -239,7 +247,8 @@ class Boundaries:
             raise self._nonfinite_error("and there is no checkpoint to go back to")
         _, payload = found
         state.restore_weights(self, payload)
-        self.at.global_step = int(payload["global_step"])
+        # A step of the same number is another one now.
+        self.at.global_step, self.at.validated_at = int(payload["global_step"]), -1
 
     def _nonfinite_error(self, more: str = "") -> NonFiniteLossError:
         self.logger.log_signal("non_finite_loss", self.at.global_step)

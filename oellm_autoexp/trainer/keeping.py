@@ -138,7 +138,8 @@ class Keeper:
             step=at.global_step,
             epoch=at.epoch,
             kind=kind,
-            metrics=at.val_metrics,
+            # Those of weights before are none of these.
+            metrics=at.val_metrics if at.validated_at == at.global_step else {},
             saved_at=saved_at,
             world_size=self._engine.world_size,
             extra={"phase": payload["resume_state"]["phase"], "epoch_batches": at.epoch_batches},

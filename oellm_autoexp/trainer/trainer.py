@@ -163,15 +163,17 @@ class GenericTrainer(Beginning):
             try:
                 self._prepare(train_loaders, val_loaders, max_epochs)
                 self._restore(resume_from_checkpoint)
-                if self._finished():
+                if self._nothing_left():
                     self._phases.advance(P.TRAINING_COMPLETE)
                     _log.info("this training is complete: %s steps", self.at.global_step)
                     return
                 self._start()
-                while not self._finished():
+                while True:
                     self._train_epoch()
                     if self.at.batches_done:
                         self._end_epoch()
+                    if self._finished():
+                        break
                 self._complete()
             except (Preempted, PreemptionTimeoutError, KeyboardInterrupt):
                 self._advance_if_running(P.ERROR_RECOVERABLE)
@@ -197,7 +199,7 @@ class GenericTrainer(Beginning):
         at, phase, hooks = self.at, self._phases.advance, self.hook_manager
         if at.validation_due:
             self._validate()
-        if at.batches_done or self._finished():
+        if at.batches_done or (self._finished() and not self._epoch_is_over()):
             return
         if at.epoch_batches == 0 and self.phase is not P.TRAIN_START_EPOCH:
             phase(P.TRAIN_START_EPOCH)
@@ -229,7 +231,7 @@ class GenericTrainer(Beginning):
             self._within_step = False
             self._seconds["step"] += time.perf_counter() - asked
             self._between_steps(stepped)
-            if self._finished():
+            if self._finished() and not self._epoch_is_over():
                 return
             asked = time.perf_counter()
         self._end_batches()
@@ -340,16 +342,21 @@ class GenericTrainer(Beginning):
 
     # ------------------------------------------------------------ the end
 
-    def _finished(self) -> bool:
-        at, most = self.at, self.config.max_steps
-        return (
-            bool(at.finished) or at.epoch >= self._max_epochs or (most is not None and at.global_step >= most)
-        )
+    def _unvalidated(self) -> bool:
+        """Whether training has ended within an epoch, with weights that were not validated."""
+        ended = self._phases.boundary is P.TRAIN_BATCH_END and self._validation is not None
+        return ended and self.at.validated_at != self.at.global_step
+
+    def _nothing_left(self) -> bool:
+        """Whether it was complete when it was left: not behind its last step, before what comes then."""
+        at = self.at
+        open_end = at.validation_due or at.batches_done or self._epoch_is_over() or self._unvalidated()
+        return self._finished() and not open_end
 
     def _complete(self) -> None:
         """A last validation where training ended within an epoch, a last checkpoint, and hooks."""
-        unseen = self.phase is P.TRAIN_BATCH_END and self.at.validated_at != self.at.global_step
-        if self._validation is not None and unseen:
+        if self._unvalidated():
+            self.at.validation_due = True
             self._validate()
         self._save("final")
         self._phases.advance(P.TRAINING_COMPLETE)

@@ -193,6 +193,70 @@ def test_steps_end_a_training_within_an_epoch_and_more_go_on_there(tmp_path: Pat
     assert same(weights(short), weights(whole))
 
 
+class Killed(TrainerHooks):
+    """Ends the program at an event of a name, when its turn comes."""
+
+    def __init__(self, event: str, turn: int = 1) -> None:
+        self._turns = iter([False] * (turn - 1) + [True] + [False] * 10**4)
+        setattr(self, event, self._told)
+
+    def _told(self, trainer: Any) -> None:
+        if next(self._turns):
+            raise SystemExit(9)
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+@pytest.mark.parametrize("event", ["on_validation_start", "on_epoch_end", "on_train_end"])
+def test_what_comes_behind_the_last_step_is_not_left_out(tmp_path: Path, steps: int, event: str) -> None:
+    """The last validation, and the end of the epoch where training ends with it."""
+    ended: list[int] = []
+
+    class Ended(TrainerHooks):
+        def on_epoch_end(self, trainer: Any, epoch: int) -> None:
+            ended.append(epoch)
+
+    def trainer(directory: Path, *hooks: TrainerHooks) -> GenericTrainer:
+        return made(directory, hooks=hooks, max_steps=steps, checkpoint={"save_every_n_steps": 1})
+
+    whole = trainer(tmp_path / "whole", Ended())
+    whole.fit(loader(), loader(2))
+    assert whole.at.validated_at == steps
+    assert ended == ([0] if steps == 4 else [])
+    if steps == 4 or event != "on_epoch_end":
+        with pytest.raises(SystemExit):
+            trainer(tmp_path / "left", Killed(event)).fit(loader(), loader(2))
+    again = trainer(tmp_path / "left", Ended())
+    again.fit(loader(), loader(2))
+    assert again.at == whole.at
+    assert len(ended) == (0 if steps == 3 else 1 if event == "on_train_end" else 2)
+
+
+def test_a_signal_behind_the_last_step_leaves_the_rest_to_the_next_attempt(tmp_path: Path) -> None:
+    """Also where a hook wanted the end just then."""
+
+    class Both(TrainerHooks):
+        def on_after_optimizer_step(self, trainer: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.should_stop = True
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        made(tmp_path, hooks=(Both(),)).fit(loader(), loader(2), max_epochs=5)
+    again = made(tmp_path)
+    again.fit(loader(), loader(2), max_epochs=5)
+    assert (again.at.epoch, again.at.validated_at) == (1, 4)
+    assert again.phase is TrainerPhase.TRAINING_COMPLETE
+
+
+def test_the_best_checkpoint_is_one_whose_weights_were_validated(tmp_path: Path) -> None:
+    """Not a later one, which holds the figures of weights before."""
+    often = ValidationConfig(frequency=ValidationFrequency.EVERY_N_STEPS, every_n_steps=2)
+    trainer = made(tmp_path, validation=often, checkpoint={"save_every_n_steps": 1})
+    trainer.set_validation_step(lambda t, *_: {"loss": {2: 1.0}.get(t.global_step, 2.0)})
+    trainer.fit(loader(14), loader(2))
+    assert (trainer._keeper.directory / "best.ckpt").readlink().name == "epoch_000_step_000002.ckpt"
+
+
 def test_weights_of_losses_act(tmp_path: Path) -> None:
     """A loader whose loss counts nothing changes nothing; one that counts more moves the weights further."""
     names = MultiDataLoaderConfig(sampling_strategy=SamplingStrategy.SEQUENTIAL)
