@@ -19,7 +19,7 @@ from oellm_autoexp.trainer.boundaries import Boundaries, Every
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.loaders import LoaderSet
 from oellm_autoexp.trainer.loggers import create_logger
-from oellm_autoexp.trainer.phases import TrainerPhase
+from oellm_autoexp.trainer.phases import PhaseMachine, TrainerPhase
 from oellm_autoexp.trainer.validation import Step, Validation
 
 _log = logging.getLogger("oellm_autoexp.trainer")
@@ -41,21 +41,43 @@ class Beginning(Boundaries):
     _validation_step: Step | None
     _warm_start: Callable[[Path], Any] | None
 
-    def _prepare(self, train_loaders: Any, val_loaders: Any, max_epochs: int | None) -> None:
+    def _prepare(
+        self, train_loaders: Any, val_loaders: Any, max_epochs: int | None, wanted: str | Path | None
+    ) -> None:
+        """All that comes before the first batch, which is one that was not used yet."""
         train_loaders, val_loaders = as_list(train_loaders), as_list(val_loaders)
-        config, engine = self.config, self._engine
+        config = self.config
         if self._training_step is None:
             raise ValueError("there is no training step: call set_training_step(fn) before fit()")
         if not train_loaders:
             raise ValueError("train_loaders must hold at least one loader")
+        if max_epochs is not None and max_epochs < 1:
+            raise ValueError(f"max_epochs must be above 0, got {max_epochs}")
         for name in ("loss_weights_per_loader", "per_loader_optimizer_id"):
             given = getattr(config, name)
             if given is not None and len(given) != len(train_loaders):
                 raise ValueError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
-        self._max_epochs = max_epochs or config.max_epochs or 1
-        if self._seed is None:
-            seed = config.seed if config.seed is not None else torch.initial_seed() % 2**32
-            self._seed = int(engine.told(seed))
+        self._max_epochs = max_epochs or config.max_epochs or (sys.maxsize if config.max_steps else 1)
+        # A `fit` before this one may have been given up within a step.
+        self._within_step = self.should_stop = self._nonfinite = False
+        self._losses.clear()
+        self._clear_gradients()
+        self._read(wanted)
+        self._make_loaders(train_loaders, val_loaders)
+        self._agreement = Agreement(self._engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
+        scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
+        by_steps = (config.validation.every_n_steps or 0) if self._validation is not None else 0
+        self._every = Every(min(scalars, config.log_loss_every_n_steps), by_steps)
+        self._by_clock = self._keeper.by_clock
+        if not self.model.training:
+            self.model.train()
+        self._go_on_or_begin(wanted)
+
+    def _make_loaders(self, train_loaders: list[Any], val_loaders: list[Any]) -> None:
+        """Their order follows from the seed of the config, else of the checkpoint, else of torch."""
+        config = self.config
+        seed = self._seed if config.seed is None else config.seed
+        self._seed = int(self._engine.told(torch.initial_seed() % 2**32 if seed is None else seed))
         self._train = LoaderSet(
             train_loaders,
             config.train_loader_config,
@@ -67,13 +89,6 @@ class Beginning(Boundaries):
         self._validation = self._validating(val_loaders)
         self.metrics.train_loader_names = self._train.names
         self.metrics.val_loader_names = self._validation.loaders.names if self._validation else ()
-        self._agreement = Agreement(engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
-        scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
-        by_steps = (config.validation.every_n_steps or 0) if self._validation is not None else 0
-        self._every = Every(min(scalars, config.log_loss_every_n_steps), by_steps)
-        self._by_clock = self._keeper.by_clock
-        if not self.model.training:
-            self.model.train()
 
     def _validating(self, loaders: list[Any]) -> Validation | None:
         custom = self.config.validation.aggregation is ValidationAggregation.CUSTOM
@@ -93,10 +108,9 @@ class Beginning(Boundaries):
         even = most == -fewest
         return Validation(found, self._validation_step or self._training_step, even=even)
 
-    def _restore(self, wanted: str | Path | None) -> None:
-        """From what was loaded by hand, else the newest checkpoint, else as is wanted, else anew."""
-        config = self.config
-        automatic = config.preemption.resume_from_latest_symlink
+    def _read(self, wanted: str | Path | None) -> None:
+        """What was loaded by hand stays; else the newest checkpoint is read, else the one that is wanted."""
+        automatic = self.config.preemption.resume_from_latest_symlink
         if self._pending is None and (automatic or wanted == "latest"):
             newest = self._keeper.newest()
             if newest is not None:
@@ -104,16 +118,27 @@ class Beginning(Boundaries):
                 self._take(self._keeper.directory / record.name, payload)
         elif self._pending is None and wanted is not None:
             self.load_checkpoint(wanted)
+
+    def _go_on_or_begin(self, wanted: str | Path | None) -> None:
+        """From what was read; else anew, with the weights that are wanted."""
+        config = self.config
         if self._pending is not None:
             loaded, self._pending = self._pending, None
             state.restore_ranks(self, loaded)
             if config.fault_tolerance.verify_deterministic_resume:
                 self._verify(loaded)
             return
-        assert self._seed is not None
-        if config.seed is not None:
+        if self.at.epoch_batches:
+            _log.warning(
+                "nothing was loaded: epoch %s begins anew, with the weights as they are", self.at.epoch
+            )
+            self.metrics.end_interval()
+            self.metrics.end_epoch()
+        self.at.epoch_batches, self.at.batches_done, self.at.validation_due = 0, False, False
+        self._phases = PhaseMachine()
+        if config.seed is not None and not self.at.global_step:
             rng.seed_all(config.seed, self._engine.rank)
-        if automatic and wanted is not None and wanted != "latest":
+        if config.preemption.resume_from_latest_symlink and wanted is not None and wanted != "latest":
             self._begin_with_weights(Path(wanted))
 
     def _verify(self, payload: Mapping[str, Any]) -> None:

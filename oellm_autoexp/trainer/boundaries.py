@@ -71,6 +71,7 @@ class Boundaries:
     _seed: int | None
     _within_step: bool
     _nonfinite: Any
+    _losses: list[Any]
     _norms: dict[str, Any]
     _seconds: dict[str, float]
     _every: Every
@@ -237,6 +238,10 @@ class Boundaries:
                 metrics["train/load_seconds"] = seconds["load"] / self._every.log
                 metrics["train/step_seconds"] = seconds["step"] / self._every.log
         self.logger.log_metrics(metrics, at.global_step)
+
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     # ------------------------------------------------------------ going back, and leaving
 

@@ -32,7 +32,8 @@ class GenericTrainerConfig:
     - `per_loader_optimizer_id`: which optimizer a loader's batches are for; None: all optimizers step.
     - `scheduler_interval`: whether schedulers step with each optimizer step or each epoch, where a scheduler
       is given without an interval of its own.
-    - `max_epochs`, `max_steps`: where training ends (optimizer steps); `fit(max_epochs=…)` wins.
+    - `max_epochs`, `max_steps`: where training ends (optimizer steps); `fit(max_epochs=…)` wins. Without
+      `max_epochs` there is one epoch, or as many as `max_steps` takes.
     - `log_loss_every_n_steps`: how often a line is printed, in optimizer steps.
     - `profile_training`: measure the seconds of loading and of a step.
 

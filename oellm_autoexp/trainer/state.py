@@ -28,6 +28,9 @@ _log = logging.getLogger("oellm_autoexp.trainer")
 #: The version of payloads that this program writes, and the only one it reads.
 FORMAT_VERSION = 1
 
+#: What each rank has for itself, and how many there are.
+_OF_RANKS = ("rng_states", "loader_states", "metrics", "hooks", "world_size")
+
 
 @dataclass
 class Position:
@@ -104,6 +107,8 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         "world_size": engine.world_size,
         "experiment_name": config.experiment_name,
         "config": config.to_dict(),
+        # What was loaded, and not gone on from yet, is handed on.
+        **({key: trainer._pending[key] for key in _OF_RANKS} if trainer._pending is not None else {}),
     }
 
 
@@ -193,9 +198,9 @@ def restore_ranks(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
     state = loaders[min(rank, len(loaders) - 1)]
     if state is not None:
         trainer._train.load_state_dict(state)
-    else:
+    elif trainer.at.epoch_batches and not trainer.at.batches_done:
         _log.warning("the checkpoint holds no places of loaders: epoch %s begins anew", trainer.at.epoch)
-        trainer.at.epoch_batches, trainer.at.batches_done = 0, False
+        trainer.at.epoch_batches = 0
     states = payload["rng_states"]
     if world_size == payload["world_size"] and states[rank] is not None:
         rng.restore(states[rank])

@@ -161,8 +161,7 @@ class GenericTrainer(Beginning):
         """
         with self._signals:
             try:
-                self._prepare(train_loaders, val_loaders, max_epochs)
-                self._restore(resume_from_checkpoint)
+                self._prepare(train_loaders, val_loaders, max_epochs, resume_from_checkpoint)
                 if self._nothing_left():
                     self._phases.advance(P.TRAINING_COMPLETE)
                     _log.info("this training is complete: %s steps", self.at.global_step)
@@ -201,7 +200,7 @@ class GenericTrainer(Beginning):
             self._validate()
         if at.batches_done or (self._finished() and not self._epoch_is_over()):
             return
-        if at.epoch_batches == 0 and self.phase is not P.TRAIN_START_EPOCH:
+        if at.epoch_batches == 0 and P.TRAIN_START_EPOCH in self._phases.follows():
             phase(P.TRAIN_START_EPOCH)
             hooks.call("on_epoch_start", self, at.epoch)
         asked = time.perf_counter()
@@ -294,10 +293,6 @@ class GenericTrainer(Beginning):
         for each, owner in zip(self._scheduled, self._owners, strict=True):
             if each.interval == "step" and (owner is None or owner in used):
                 each.scheduler.step()
-
-    def _clear_gradients(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
 
     def _healthy(self) -> bool:
         """Whether the losses of a window are numbers; else what the config says has been done.

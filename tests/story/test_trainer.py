@@ -257,6 +257,85 @@ def test_the_best_checkpoint_is_one_whose_weights_were_validated(tmp_path: Path)
     assert (trainer._keeper.directory / "best.ckpt").readlink().name == "epoch_000_step_000002.ckpt"
 
 
+def test_steps_alone_say_how_long_a_training_is(tmp_path: Path) -> None:
+    """For as many epochs as they take; no epochs at all are a mistake."""
+    trainer = made(tmp_path, max_steps=10)
+    trainer.fit(loader())
+    assert (trainer.global_step, trainer.at.epoch) == (10, 2)
+    with pytest.raises(ValueError, match="max_epochs must be above 0, got 0"):
+        made(tmp_path / "none").fit(loader(), max_epochs=0)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_one_trainer_may_be_asked_again(tmp_path: Path, automatic: bool) -> None:
+    """In a notebook, say: for more epochs, or behind a step function that failed within a window."""
+    resumes = PreemptionConfig(resume_from_latest_symlink=automatic)
+    fails = iter([False, True, *[False] * 100])
+
+    def sometimes(trainer: Any, batch: Any, *_: Any) -> dict[str, Any]:
+        loss = step(trainer, batch, 0, 0, "")
+        loss["loss"].backward()
+        if next(fails):
+            raise RuntimeError("a mistake")
+        trainer.model.zero_grad()
+        return step(trainer, batch, 0, 0, "")
+
+    by_two = PerformanceConfig(gradient_accumulation_steps=2)
+    still = lambda: nn.Linear(3, 1)  # noqa: E731 - draws nothing at random
+    trainer = made(tmp_path / "a", model=still, step=sometimes, preemption=resumes, performance=by_two)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        trainer.fit(loader())
+    trainer.set_training_step(step)
+    trainer.fit(loader())
+    trainer.fit(loader(), max_epochs=2)
+    whole = made(tmp_path / "b", model=still, preemption=resumes, performance=by_two)
+    whole.fit(loader(), max_epochs=2)
+    assert trainer.global_step == 4
+    assert same(weights(trainer), weights(whole))
+
+
+def test_without_a_seed_the_order_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """Whatever the program has drawn from torch meanwhile."""
+    seen: list[float] = []
+
+    def noting(trainer: Any, batch: Any, *rest: Any) -> dict[str, Any]:
+        seen.extend(batch[0][:, 0].tolist())
+        return step(trainer, batch, *rest)
+
+    with pytest.raises(Preempted):
+        made(tmp_path, seed=None, step=noting, hooks=(StopAt(2),)).fit(loader(shuffle=True))
+    again = made(tmp_path, seed=None, step=noting)
+    torch.manual_seed(77)
+    again.fit(loader(shuffle=True))
+    assert sorted(seen) == sorted(loader().dataset.tensors[0][:, 0].tolist())  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_may_hold_no_places_of_loaders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Then the epoch that was left begins anew, as is said."""
+    without = FaultToleranceConfig(save_sampler_state=False)
+    with pytest.raises(Preempted):
+        made(tmp_path, hooks=(StopAt(2),), fault_tolerance=without).fit(loader())
+    again = made(tmp_path, fault_tolerance=without)
+    again.fit(loader())
+    assert "epoch 0 begins anew" in caplog.text
+    assert again.global_step == 6
+
+
+def test_what_was_loaded_is_handed_on_by_what_is_saved_at_once(tmp_path: Path) -> None:
+    """With the places of loaders, before there are loaders."""
+    with pytest.raises(Preempted):
+        made(tmp_path, hooks=(StopAt(2),)).fit(loader())
+    between = made(tmp_path)
+    between.load_checkpoint("latest.ckpt")
+    between.save_checkpoint(emergency=True)
+    between._keeper.close()
+    again, whole = made(tmp_path), made(tmp_path / "whole")
+    again.fit(loader())
+    whole.fit(loader())
+    assert again.global_step == 4
+    assert same(weights(again), weights(whole))
+
+
 def test_weights_of_losses_act(tmp_path: Path) -> None:
     """A loader whose loss counts nothing changes nothing; one that counts more moves the weights further."""
     names = MultiDataLoaderConfig(sampling_strategy=SamplingStrategy.SEQUENTIAL)
