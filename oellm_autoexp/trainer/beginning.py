@@ -18,7 +18,7 @@ from oellm_autoexp.trainer.agreement import Agreement
 from oellm_autoexp.trainer.boundaries import Boundaries, Every
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.loaders import LoaderSet
-from oellm_autoexp.trainer.loggers import create_logger
+from oellm_autoexp.trainer.loggers import Logger, create_logger
 from oellm_autoexp.trainer.phases import PhaseMachine, TrainerPhase
 from oellm_autoexp.trainer.validation import Step, Validation
 
@@ -148,7 +148,9 @@ class Beginning(Boundaries):
         differing = state.differences(
             {key: payload[key] for key in state.VERIFIED}, {key: again[key] for key in state.VERIFIED}
         )
-        if self._engine.rank == 0 and self._engine.world_size == payload["world_size"] and differing:
+        # Only rank 0 has the whole, and all of them end where it does.
+        differing = self._engine.told(differing)
+        if self._engine.world_size == payload["world_size"] and differing:
             what = f"after reading the checkpoint this differs from it: {', '.join(differing[:5])}"
             raise TrainerError(what, where="fault_tolerance.verify_deterministic_resume")
 
@@ -176,22 +178,27 @@ class Beginning(Boundaries):
 
     def _start(self) -> None:
         """Loggers, and the hooks that begin."""
-        config, at = self.config, self.at
-        if self._engine.rank == 0:
-            assert self._train is not None
-            length = self._train.length()
-            micro = config.performance.gradient_accumulation_steps
-            total = min(self._max_epochs * -(-length // micro), config.max_steps or sys.maxsize)
-            self.logger = create_logger(
-                config.logging,
-                name=config.experiment_name,
-                directory=self._keeper.directory,
-                resumed_at=at.global_step,
-                total_steps=total,
-                shown=config.to_dict(),
-            )
+        self._keeper.claim()
+        if (made := self._engine.agreed(self._made_logger)) is not None:
+            self.logger = made
         self._keeper.begin(self.logger)
         self.hook_manager.call("on_train_start", self)
+
+    def _made_logger(self) -> Logger | None:
+        """Only rank 0 logs."""
+        if self._engine.rank != 0:
+            return None
+        config = self.config
+        assert self._train is not None
+        length, micro = self._train.length(), config.performance.gradient_accumulation_steps
+        return create_logger(
+            config.logging,
+            name=config.experiment_name,
+            directory=self._keeper.directory,
+            resumed_at=self.at.global_step,
+            total_steps=min(self._max_epochs * -(-length // micro), config.max_steps or sys.maxsize),
+            shown=config.to_dict(),
+        )
 
 
 def as_list(given: Any) -> list[Any]:

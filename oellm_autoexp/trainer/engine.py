@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from oellm_autoexp.core.experiment import PerformanceConfig
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import AutoexpError, TrainerError
+
+T = TypeVar("T")
 
 _NOTHING = nullcontext()
 
@@ -138,6 +140,22 @@ class Engine:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        """What `act` gives, on every rank; where it fails on one, all of them fail, and none waits for it.
+
+        Raises:
+            AutoexpError: of this rank, else of the first that failed.
+        """
+        result, mine = None, None
+        try:
+            result = act()
+        except AutoexpError as error:
+            mine = error
+        failed = [each for each in self.gathered(mine) if each is not None]
+        if failed:
+            raise mine or failed[0]
+        return cast(T, result)
 
     def barrier(self) -> None:
         if self.world_size > 1:

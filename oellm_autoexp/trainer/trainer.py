@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from oellm_autoexp.core.experiment import ExperimentConfig
-from oellm_autoexp.errors import PreemptionTimeoutError, TrainerError
+from oellm_autoexp.errors import CheckpointError, PreemptionTimeoutError, TrainerError
 from oellm_autoexp.trainer import builtin_hooks, state
 from oellm_autoexp.trainer.beginning import Beginning, as_list
 from oellm_autoexp.trainer.config import GenericTrainerConfig, trainer_config
@@ -165,24 +165,26 @@ class GenericTrainer(Beginning):
                 if self._nothing_left():
                     self._phases.advance(P.TRAINING_COMPLETE)
                     _log.info("this training is complete: %s steps", self.at.global_step)
-                    return
-                self._start()
-                while True:
-                    self._train_epoch()
-                    if self.at.batches_done:
-                        self._end_epoch()
-                    if self._finished():
-                        break
-                self._complete()
-            except (Preempted, PreemptionTimeoutError, KeyboardInterrupt):
-                self._advance_if_running(P.ERROR_RECOVERABLE)
+                else:
+                    self._start()
+                    self._train_epochs()
+                    self._complete()
+            except BaseException as error:
+                again = isinstance(error, (Preempted, PreemptionTimeoutError, KeyboardInterrupt))
+                self._advance_if_running(P.ERROR_RECOVERABLE if again else P.ERROR_FATAL)
+                try:
+                    self._close()
+                except CheckpointError as other:
+                    # What ended the training is what is to be told.
+                    _log.error("%s", other)
                 raise
-            except BaseException:
-                self._advance_if_running(P.ERROR_FATAL)
-                raise
-            finally:
-                self._keeper.close()
-                self.logger.close()
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self._keeper.close()
+        finally:
+            self.logger.close()
 
     def configure_loaders(self, train_loaders: Any, val_loaders: Any = None) -> None:
         """The loaders that `fit_configured` uses."""
@@ -192,6 +194,15 @@ class GenericTrainer(Beginning):
         """`fit` on the loaders of `configure_loaders`, for as long as the config says."""
         train_loaders, val_loaders = self._configured
         self.fit(train_loaders, val_loaders)
+
+    def _train_epochs(self) -> None:
+        """Also where training is over but for the end of its last epoch."""
+        while True:
+            self._train_epoch()
+            if self.at.batches_done:
+                self._end_epoch()
+            if self._finished():
+                return
 
     def _train_epoch(self) -> None:
         """The rest of an epoch: each batch from its loading to the step of the optimizer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import signal
 import time
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from oellm_autoexp.checkpoints.effects import Disk
+from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.core.experiment import ExperimentConfig, TrainingConfig
 from oellm_autoexp.errors import AutoexpError
 from oellm_autoexp.trainer import (
@@ -838,6 +841,102 @@ def test_checkpoints_are_written_by_steps_epochs_and_minutes(
     rare = {"save_every_n_epochs": 2, "save_every_n_minutes": 1e-9}
     made(tmp_path / "b", hooks=(Saved(),), checkpoint=rare).fit(loader(4))
     assert saved[:2] == ["epoch_000_step_000001.ckpt", "epoch_001_step_000002.ckpt"]
+
+
+def test_a_checkpoint_that_could_not_be_written_is_made_up_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the next one, also where that is the last, or one before leaving; twice in a row ends training."""
+
+    def trainer(directory: Path, fails: int, *hooks: TrainerHooks) -> GenericTrainer:
+        found = made(directory, hooks=hooks)
+        found._keeper._saver._disk = FullDisk(fails)
+        return found
+
+    with pytest.raises(Preempted):
+        trainer(tmp_path / "a", 1, StopAt(6)).fit(loader(), max_epochs=3)
+    assert "No space left" in caplog.text
+    assert (tmp_path / "a" / "experiment" / "latest.ckpt").readlink().name == "epoch_001_step_000006.ckpt"
+    trainer(tmp_path / "b", 1).fit(loader(), max_epochs=1)
+    assert (tmp_path / "b" / "experiment" / "latest.ckpt").readlink().name == "epoch_001_step_000004.ckpt"
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer(tmp_path / "c", 2).fit(loader(), max_epochs=3)
+
+
+class FullDisk(Disk):
+    """Has no room for the first few files of tensors."""
+
+    def __init__(self, fails: int) -> None:
+        self._fails = fails
+
+    def append(self, fd: int, data: memoryview, path: Path) -> None:
+        if self._fails:
+            self._fails -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().append(fd, data, path)
+
+
+def test_what_ends_a_training_is_told_also_where_its_last_checkpoint_fails(tmp_path: Path) -> None:
+    trainer = made(tmp_path, step=failing(5))
+    trainer._keeper._saver._disk = FullDisk(9)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        trainer.fit(loader(), max_epochs=3)
+
+
+def failing(at: int) -> Any:
+    """A step that fails in the call of that number."""
+    calls = iter(range(10**6))
+
+    def run(trainer: Any, batch: Any, *_: Any) -> Any:
+        if next(calls) == at:
+            raise RuntimeError("a mistake")
+        return step(trainer, batch, 0, 0, "")
+
+    return run
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path: Path) -> None:
+    """No more than where somebody else writes: both are told before the first batch."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        made(tmp_path / "file", step=failing(0)).fit(loader())
+    with LocalStore(tmp_path / "experiment") as other:
+        other.claim()
+        trainer = made(tmp_path, step=failing(0))
+        trainer._keeper._saver.store._wait_s = 0.0  # type: ignore[attr-defined]
+        with pytest.raises(CheckpointError, match="another training"):
+            trainer.fit(loader())
+
+
+def test_what_hooks_keep_is_saved_when_all_of_them_were_told(tmp_path: Path) -> None:
+    """A hook that saves, and behind it one that counts."""
+
+    class Saves(TrainerHooks):
+        def on_validation_end(self, trainer: Any) -> None:
+            trainer.save_checkpoint()
+
+    class Counts(TrainerHooks):
+        seen = 0
+
+        def on_validation_end(self, trainer: Any) -> None:
+            self.seen += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.seen = state["seen"]
+
+    often = ValidationConfig(frequency=ValidationFrequency.EVERY_N_STEPS, every_n_steps=2)
+    every: dict[str, Any] = {"checkpoint": {"save_every_n_steps": 2}, "validation": often}
+    with pytest.raises(SystemExit):
+        made(tmp_path, hooks=(Saves(), Counts(), Killed("on_train_batch_start", 4)), **every).fit(
+            loader(14), loader(2)
+        )
+    counts = Counts()
+    again = made(tmp_path, hooks=(Saves(), counts), **every)
+    again.load_checkpoint("latest.ckpt")
+    assert (again.global_step, counts.seen) == (2, 1)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
