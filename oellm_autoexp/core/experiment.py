@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -561,10 +561,36 @@ class ExperimentConfig:
             raise ValueError(f"{what}, got {name!r:.100}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed <= MAX_SEED):
             raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed!r}")
+        if self.performance is not None:
+            merged_performance(self.training, self.performance)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, which `config.experiments.experiment` reads back."""
         return {name: plain(value) for name, value in vars(self).items()}
+
+
+def merged_performance(training: TrainingConfig, performance: PerformanceConfig) -> PerformanceConfig:
+    """`performance`, with what only `training` says.
+
+    Raises:
+        ValueError: both say something, and it differs.
+    """
+    defaults = PerformanceConfig()
+    merged = {}
+    for ours, theirs in _TWINS.items():
+        own, default, said = getattr(performance, ours), getattr(defaults, ours), getattr(training, theirs)
+        if own not in (said, default) and said != default:
+            raise ValueError(f"performance.{ours} is {own!r} and training.{theirs} is {said!r}: keep one")
+        merged[ours] = said if own == default else own
+    return replace(performance, **merged)
+
+
+#: By their names in `performance`: keys that `training` has, too.
+_TWINS = {
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "use_amp": "use_amp",
+    "clip_grad_norm": "max_grad_norm",
+}
 
 
 def plain(value: Any) -> Any:

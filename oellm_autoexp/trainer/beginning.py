@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from oellm_autoexp.core.experiment import MultiDataLoaderConfig, SamplingStrategy, ValidationAggregation
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError, TrainerError
 from oellm_autoexp.trainer import rng, sharded, state
 from oellm_autoexp.trainer.agreement import Agreement
 from oellm_autoexp.trainer.boundaries import Boundaries, Every
@@ -48,15 +48,15 @@ class Beginning(Boundaries):
         train_loaders, val_loaders = as_list(train_loaders), as_list(val_loaders)
         config = self.config
         if self._training_step is None:
-            raise ValueError("there is no training step: call set_training_step(fn) before fit()")
+            raise SetupError("there is no training step: call set_training_step(fn) before fit()")
         if not train_loaders:
-            raise ValueError("train_loaders must hold at least one loader")
+            raise SetupError("train_loaders must hold at least one loader")
         if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"max_epochs must be above 0, got {max_epochs}")
+            raise SetupError(f"max_epochs must be above 0, got {max_epochs}")
         for name in ("loss_weights_per_loader", "per_loader_optimizer_id"):
             given = getattr(config, name)
             if given is not None and len(given) != len(train_loaders):
-                raise ValueError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
+                raise SetupError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
         self._max_epochs = max_epochs or config.max_epochs or (sys.maxsize if config.max_steps else 1)
         # A `fit` before this one may have been given up within a step.
         self._within_step = self.should_stop = self._nonfinite = False
@@ -64,6 +64,7 @@ class Beginning(Boundaries):
         self._clear_gradients()
         self._read(wanted)
         self._make_loaders(train_loaders, val_loaders)
+        self._check_monitors()
         self._agreement = Agreement(self._engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
         scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
         by_steps = (config.validation.every_n_steps or 0) if self._validation is not None else 0
@@ -72,6 +73,16 @@ class Beginning(Boundaries):
         if not self.model.training:
             self.model.train()
         self._go_on_or_begin(wanted)
+
+    def _check_monitors(self) -> None:
+        """Else the end of the first epoch would say so."""
+        looked_at = [each.monitor for each in self._scheduled if each.monitor]
+        if self.early_stopping is not None:
+            looked_at.append(self.early_stopping.name)
+        unseen = [each for each in looked_at if each.startswith(("val/", "val_"))]
+        if unseen and self._validation is None:
+            what = f"a scheduler or early stopping looks at {unseen[0]}, and there are no validation loaders"
+            raise SetupError(what, hint="give fit() val_loaders, or monitor train/loss")
 
     def _make_loaders(self, train_loaders: list[Any], val_loaders: list[Any]) -> None:
         """Their order follows from the seed of the config, else of the checkpoint, else of torch."""
@@ -93,7 +104,7 @@ class Beginning(Boundaries):
     def _validating(self, loaders: list[Any]) -> Validation | None:
         custom = self.config.validation.aggregation is ValidationAggregation.CUSTOM
         if custom and self._aggregation is None:
-            raise ValueError(
+            raise SetupError(
                 "validation.aggregation is custom: call set_validation_aggregation(fn) before fit()"
             )
         if not loaders:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from oellm_autoexp.core.experiment import (
     PreemptionConfig,
     ValidationConfig,
     WarmStartConfig,
+    merged_performance,
     plain,
 )
 
@@ -113,9 +114,6 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
 
     What an experiment says in two places is taken from the more specific one: `performance` wins over
     `training`, and `checkpoint.save_every_n_steps` over `training.save_frequency`.
-
-    Raises:
-        ValueError: both places are given and say different things.
     """
     if isinstance(config, GenericTrainerConfig):
         return config
@@ -133,7 +131,7 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
         logging=config.logging,
         validation=config.validation or ValidationConfig(),
         fault_tolerance=config.fault_tolerance or FaultToleranceConfig(),
-        performance=_performance(config),
+        performance=merged_performance(training, config.performance or PerformanceConfig()),
         hooks=config.hooks or HooksConfig(),
         ddp=config.ddp or DDPConfig(),
         max_epochs=training.max_epochs,
@@ -145,25 +143,3 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
         early_stopping_mode=training.early_stopping_mode,
         experiment_config=config,
     )
-
-
-def _performance(config: ExperimentConfig) -> PerformanceConfig:
-    training = config.training
-    twins: Mapping[str, str] = {
-        "gradient_accumulation_steps": "gradient_accumulation_steps",
-        "use_amp": "use_amp",
-        "clip_grad_norm": "max_grad_norm",
-    }
-    said = {ours: getattr(training, theirs) for ours, theirs in twins.items()}
-    if config.performance is None:
-        return PerformanceConfig(**said)
-    defaults, performance = PerformanceConfig(), config.performance
-    merged = {}
-    for ours, theirs in twins.items():
-        own, default = getattr(performance, ours), getattr(defaults, ours)
-        if own != said[ours] and own != default and said[ours] != default:
-            raise ValueError(
-                f"performance.{ours} is {own!r} and training.{theirs} is {said[ours]!r}: keep one"
-            )
-        merged[ours] = said[ours] if own == default else own
-    return replace(performance, **merged)

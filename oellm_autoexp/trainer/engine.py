@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from oellm_autoexp.core.experiment import PerformanceConfig
-from oellm_autoexp.errors import AutoexpError, TrainerError
+from oellm_autoexp.errors import AutoexpError, SetupError, TrainerError
 
 T = TypeVar("T")
 
@@ -232,7 +232,10 @@ def compiled(model: nn.Module, config: PerformanceConfig) -> nn.Module:
     if not config.compile_model:
         return model
     options = {"backend": config.compile_backend} if config.compile_backend else {}
-    faster: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
+    try:
+        faster: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
+    except RuntimeError as error:
+        raise SetupError(str(error).splitlines()[0], where="performance.compile_backend") from error
     return faster
 
 

@@ -65,7 +65,10 @@ class LoaderSet:
         save_dataset_state: bool = False,
     ) -> None:
         self.names = _names(loaders, names or config.dataloader_names, phase)
-        self._config = replace(config, dataloader_names=self.names)
+        try:
+            self._config = replace(config, dataloader_names=self.names)
+        except ValueError as error:
+            raise refused(str(error)) from None
         self._plain = plain(self._config)
         self._seed, self._phase = seed, phase
         self._rank, self._world = _world(fabric)

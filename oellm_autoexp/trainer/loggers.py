@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from oellm_autoexp.core.experiment import LOGGERS, LoggingConfig
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError
 
 _log = logging.getLogger("oellm_autoexp.trainer")
 
@@ -345,23 +345,26 @@ def create_logger(
     before; a CSV file lies there, too, unless it is named. `resumed_at`: the step that is gone on from.
 
     Raises:
-        TrainerError: the package of a tracker is not installed.
+        SetupError: the package of a tracker is not installed.
     """
     ids = _RunIds(directory / "tracker_runs.json")
     made: list[Logger] = []
+    makers: dict[str, Callable[[], Logger]] = {
+        "console": lambda: ConsoleLogger(total_steps=total_steps),
+        "csv": lambda: CSVLogger(Path(config.csv_path or directory / "metrics.csv"), resumed_at),
+        "tensorboard": lambda: TensorBoardLogger(config.tensorboard_dir or "tb_logs", resumed_at),
+        "wandb": lambda: WandbLogger(
+            *(config, name, ids.get("wandb", lambda: uuid.uuid4().hex[:12]), shown or {})
+        ),
+        "mlflow": lambda: MLflowLogger(config, name, lambda create: ids.get("mlflow", create)),
+    }
     for kind in _kinds(config):
-        if kind == "console":
-            made.append(ConsoleLogger(total_steps=total_steps))
-        elif kind == "csv":
-            made.append(CSVLogger(Path(config.csv_path or directory / "metrics.csv"), resumed_at))
-        elif kind == "tensorboard":
-            made.append(TensorBoardLogger(config.tensorboard_dir or "tb_logs", resumed_at))
-        elif kind == "wandb":
-            made.append(
-                WandbLogger(config, name, ids.get("wandb", lambda: uuid.uuid4().hex[:12]), shown or {})
-            )
-        else:
-            made.append(MLflowLogger(config, name, lambda create: ids.get("mlflow", create)))
+        try:
+            made.append(makers[kind]())
+        except SetupError:
+            raise
+        except Exception as error:  # noqa: BLE001 - trackers fail in their own ways
+            _log.warning("the logger %s cannot begin, and training goes on without it: %s", kind, error)
     return CompositeLogger(made)
 
 
@@ -402,8 +405,8 @@ class _RunIds:
         return known[tracker]
 
 
-def _missing(logger: str, package: str) -> TrainerError:
-    return TrainerError(
+def _missing(logger: str, package: str) -> SetupError:
+    return SetupError(
         f"the package `{package}` is not installed here",
         where=f"logging.logger_type: {logger}",
         hint=f"pip install {package}, or choose another logger",

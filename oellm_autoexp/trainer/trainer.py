@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from oellm_autoexp.core.experiment import ExperimentConfig
-from oellm_autoexp.errors import CheckpointError, PreemptionTimeoutError, TrainerError
+from oellm_autoexp.errors import CheckpointError, PreemptionTimeoutError, SetupError, TrainerError
 from oellm_autoexp.trainer import builtin_hooks, state
 from oellm_autoexp.trainer.beginning import Beginning, as_list
 from oellm_autoexp.trainer.config import GenericTrainerConfig, trainer_config
@@ -48,7 +48,7 @@ class GenericTrainer(Beginning):
     Model and optimizers are set up with Fabric here, unless they are already: use `trainer.model`.
 
     Raises:
-        ValueError: what is given does not fit together.
+        SetupError (a ValueError): what is given does not fit together.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GenericTrainer(Beginning):
         self.config = config = trainer_config(config)
         bare = as_list(optimizers if optimizers is not None else optimizer)
         if not bare:
-            raise ValueError("optimizers must hold at least one optimizer")
+            raise SetupError("optimizers must hold at least one optimizer")
         self._engine = engine(model, bare, config.performance, fabric)
         self.fabric, self.model, self.optimizers = fabric, self._engine.model, self._engine.optimizers
         self.device = self._engine.device
@@ -76,7 +76,7 @@ class GenericTrainer(Beginning):
         self._owners = [_owner(each.scheduler, bare) for each in self._scheduled]
         wrong = [each for each in config.per_loader_optimizer_id or () if each >= len(bare)]
         if wrong:
-            raise ValueError(f"per_loader_optimizer_id names optimizer {wrong[0]}, and there are {len(bare)}")
+            raise SetupError(f"per_loader_optimizer_id names optimizer {wrong[0]}, and there are {len(bare)}")
         self.hook_manager = HookManager(continue_on_error=config.hooks.continue_on_hook_error)
         for hook in builtin_hooks.configured(config):
             self.hook_manager.register_hook(hook)
@@ -154,7 +154,7 @@ class GenericTrainer(Beginning):
         `preemption.resume_from_latest_symlink` off, the checkpoint to go on from ("latest", or a path).
 
         Raises:
-            ValueError: there is no training step, or no loader.
+            SetupError (a ValueError): there is no training step, or no loader.
             Preempted: a signal or the time limit said to leave; a checkpoint is on disk.
             TrainerError: training cannot go on.
             CheckpointError: there are checkpoints, and none can be used.

@@ -132,6 +132,17 @@ def test_the_fabric_backend_gives_the_experiment_to_the_trainer() -> None:
         ({"experiment": {"optimizer": {"lr": -1}}}, r"backend\.experiment\.optimizer\.lr: must be above 0"),
         ({"experiment": {"ddp": {"num_nodes": 2}}}, r"backend\.launcher: starts processes on one node"),
         ({"experiment": {}}, r"backend\.experiment\.ddp\.devices: is missing"),
+        ({"experiment": {}, "launcher": "srun"}, r"ddp\.devices: is missing for srun"),
+        (
+            {
+                "experiment": {
+                    "training": {"max_grad_norm": 2.0},
+                    "performance": {"clip_grad_norm": 3.0},
+                    "ddp": {"devices": 1},
+                }
+            },
+            r"backend\.experiment: performance\.clip_grad_norm is 3\.0 and training\.max_grad_norm is 2\.0",
+        ),
     ],
 )
 def test_an_experiment_that_cannot_be_trained_is_refused(changes: dict[str, Any], message: str) -> None:
