@@ -171,7 +171,10 @@ class Beginning(Boundaries):
             found(warm.loader_class, "warm_start.loader_class") if warm.loader_class else None
         )
         strict = warm.strict
-        weights: Any = load(path) if load is not None else self._keeper.load(path)["model_state_dict"]
+        weights: Any = load(path) if load is not None else self._keeper.load(path).get("model_state_dict")
+        if weights is None:
+            hint = "name what reads it: warm_start.loader_class, or set_warm_start_loader(torch.load), say"
+            raise TrainerError("is no checkpoint of this program", where=str(path), hint=hint)
         if isinstance(weights, WarmStartResult):
             weights, strict = weights.model_state_dict, weights.strict
         if self._engine.sharded:

@@ -166,10 +166,14 @@ class CSVLogger(Logger):
         if resumed_at and path.exists():
             with path.open(newline="") as before:
                 kept = [row for row in csv.reader(before) if len(row) == 3 and _up_to(row[0], resumed_at)]
-        self._file = path.open("w", newline="")
+        # Beside the old file, which counts until this one is whole.
+        temporary = path.with_name(f"{path.name}.new")
+        self._file = temporary.open("w", newline="")
         self._rows = csv.writer(self._file)
         self._rows.writerow(("step", "metric", "value"))
         self._rows.writerows(kept)
+        self._file.flush()
+        temporary.replace(path)
 
     def log_metrics(self, metrics: Metrics, step: int) -> None:
         self._rows.writerows((step, name, repr(value)) for name, value in metrics.items())

@@ -205,21 +205,27 @@ class MetricsManager:
         self.val_loader_names = tuple(val_loader_names)
         self.strategy = AggregationStrategy(aggregation_strategy)
         self._interval, self._epoch = Tally(), Tally()
+        #: So many batches can be taken back.
+        self.window = 1
         self._waiting: list[_Report] = []
         self._best: dict[str, list[float]] = {}
 
     def add_train_batch(self, loader: str, values: Values, samples: int) -> None:
         """What a batch of training reports; it counts for the interval and for the epoch."""
         self._waiting.append((loader, values, samples))
-        if len(self._waiting) >= _WAITING:
-            self._settle()
+        if len(self._waiting) >= _WAITING + self.window:
+            self._settle(len(self._waiting) - self.window)
 
-    def _settle(self) -> None:
+    def take_back(self, batches: int) -> None:
+        """The latest batches do not count: nothing was learned of them."""
+        del self._waiting[-batches:]
+
+    def _settle(self, batches: int | None = None) -> None:
         if self._waiting:
-            found = columns(self._waiting)
+            found = columns(self._waiting[:batches])
             self._interval.fold(found)
             self._epoch.fold(found)
-            self._waiting.clear()
+            del self._waiting[:batches]
 
     def end_interval(self) -> Tally:
         """The interval that ends here."""

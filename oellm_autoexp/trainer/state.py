@@ -29,7 +29,7 @@ _log = logging.getLogger("oellm_autoexp.trainer")
 FORMAT_VERSION = 1
 
 #: What each rank has for itself, and how many there are.
-_OF_RANKS = ("rng_states", "loader_states", "metrics", "hooks", "world_size")
+_OF_RANKS = ("rng_states", "loader_states", "metrics", "hooks", "seconds", "world_size")
 
 
 @dataclass
@@ -79,6 +79,7 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         "loaders": loaders if config.fault_tolerance.save_sampler_state else None,
         "metrics": trainer.metrics.state_dict(),
         "hooks": trainer.hook_manager.state_dict(),
+        "seconds": dict(trainer._seconds),
     }
     ranks = engine.gathered(own)
     schedulers = trainer._scheduled if config.checkpoint.save_scheduler else ()
@@ -103,12 +104,13 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         "metrics": [each["metrics"] for each in ranks],
         "early_stopping": trainer.early_stopping.state_dict() if trainer.early_stopping else None,
         "hooks": [each["hooks"] for each in ranks],
+        "seconds": [each["seconds"] for each in ranks],
         "seed": trainer._seed,
         "world_size": engine.world_size,
         "experiment_name": config.experiment_name,
         "config": config.to_dict(),
         # What was loaded, and not gone on from yet, is handed on.
-        **({key: trainer._pending[key] for key in _OF_RANKS} if trainer._pending is not None else {}),
+        **{key: value for key, value in (trainer._pending or {}).items() if key in _OF_RANKS},
     }
 
 
@@ -152,6 +154,9 @@ def restore(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
     if trainer.early_stopping is not None and payload["early_stopping"] is not None:
         trainer.early_stopping.load_state_dict(payload["early_stopping"])
     trainer.hook_manager.load_state_dict(payload["hooks"][rank])
+    if "seconds" in payload:
+        # Of the running interval, as are the figures.
+        trainer._seconds = dict(payload["seconds"][rank])
     trainer._seed = payload["seed"]
     trainer._phases = PhaseMachine(ResumeState.from_dict(payload["resume_state"]).phase)
     trainer._pending = payload
@@ -186,8 +191,26 @@ def _each(kind: str, those: Sequence[Any], states: Sequence[Any]) -> None:
     for each, state in zip(those, states, strict=True):
         try:
             each.load_state_dict(state)
-        except ValueError as error:
-            raise TrainerError(f"the checkpoint holds another {kind}: {error}") from None
+            lacking = _lacking(each)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            lacking = f"{error} ({type(error).__name__})"
+        if lacking:
+            what = f"the checkpoint holds another {kind} than {_bare_name(each)}: {lacking}"
+            hint = f"give the {kind} that it was made with, or the experiment another name"
+            raise TrainerError(what, hint=hint)
+
+
+def _lacking(loaded: Any) -> str:
+    """What an optimizer needs in its groups, and did not find in the state of another one."""
+    defaults = getattr(loaded, "defaults", {})
+    missing = sorted(
+        {name for group in getattr(loaded, "param_groups", ()) for name in defaults if name not in group}
+    )
+    return f"its groups have no {', '.join(missing)}" if missing else ""
+
+
+def _bare_name(given: Any) -> str:
+    return type(getattr(given, "optimizer", given) if hasattr(given, "_strategy") else given).__name__
 
 
 def restore_ranks(trainer: Boundaries, payload: Mapping[str, Any]) -> None:

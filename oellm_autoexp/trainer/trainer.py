@@ -82,6 +82,7 @@ class GenericTrainer(Beginning):
             self.hook_manager.register_hook(hook)
         self.at = state.Position()
         self.metrics = MetricsManager()
+        self.metrics.window = config.performance.gradient_accumulation_steps
         self.logger: Logger = Logger()
         self.early_stopping: EarlyStopping | None = None
         if config.early_stopping_patience and config.validation.early_stopping_source != "hook":
@@ -328,6 +329,7 @@ class GenericTrainer(Beginning):
             return True
         self.at.nonfinite += 1
         self._clear_gradients()
+        self.metrics.take_back(len(losses))
         if self.at.nonfinite > limits.max_nonfinite:
             raise self._nonfinite_error(f"for the {self.at.nonfinite}th time in a row")
         self._phases.advance(P.ERROR_RECOVERABLE)

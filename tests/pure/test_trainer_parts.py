@@ -266,6 +266,28 @@ def test_a_csv_file_goes_on_behind_the_step_that_is_gone_on_from(tmp_path: Path)
     assert rows == ["step,metric,value", "1,loss,1.0", "2,loss,0.5", "3,loss,0.25"]
 
 
+def test_a_csv_file_is_whole_whenever_a_training_is_killed(tmp_path: Path) -> None:
+    """What was kept of it is there before the first line of the next attempt."""
+    config = LoggingConfig(logger_type="csv")
+    first = loggers.create_logger(config, directory=tmp_path)
+    first.log_metrics({"loss": 1.0}, 1)
+    first.close()
+    again = loggers.create_logger(config, directory=tmp_path, resumed_at=1)
+    found = (tmp_path / "metrics.csv").read_text().split()
+    again.close()
+    assert found == ["step,metric,value", "1,loss,1.0"]
+
+
+def test_what_is_taken_back_never_counts() -> None:
+    """However many batches have waited to be added up."""
+    metrics = MetricsManager()
+    metrics.window = 3
+    for number in range(1026):
+        metrics.add_train_batch("a", {"loss": float(number)}, 1)
+    metrics.take_back(3)
+    assert metrics.end_epoch().batches == {"a": 1023}
+
+
 def test_a_logger_that_cannot_begin_hinders_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     config = LoggingConfig(logger_type="csv", csv_path=str(tmp_path / "file" / "metrics.csv"))

@@ -41,6 +41,7 @@ from oellm_autoexp.trainer import (
     WarmStartConfig,
     WarmStartResult,
 )
+from oellm_autoexp.trainer.loggers import Logger
 
 #: Where Slurm's programs are installed, Fabric says so.
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available")
@@ -337,6 +338,39 @@ def test_what_was_loaded_is_handed_on_by_what_is_saved_at_once(tmp_path: Path) -
     whole.fit(loader())
     assert again.global_step == 4
     assert same(weights(again), weights(whole))
+
+
+def test_figures_of_an_interval_that_was_interrupted_are_those_of_all_of_it(tmp_path: Path) -> None:
+    """Samples a second, too: the seconds before count as the samples do."""
+    rates: list[float] = []
+
+    class Rates(Logger):
+        def log_metrics(self, metrics: Any, step: int) -> None:
+            rates.extend(metrics[name] for name in metrics if name == "train/samples_per_second")
+
+    few: dict[str, Any] = {"log_loss_every_n_steps": 4, "checkpoint": {"save_every_n_steps": 3}}
+    first = made(tmp_path, hooks=(Killed("on_train_batch_start", 4),), **few)
+    first._seconds["step"] = 1000.0
+    with pytest.raises(SystemExit):
+        first.fit(loader(16))
+    again = made(tmp_path, **few)
+    again._made_logger = Rates  # type: ignore[assignment, method-assign]
+    again.fit(loader(16), max_epochs=1)
+    assert rates[0] == pytest.approx(8 / 1000, rel=0.1)
+
+
+@pytest.mark.parametrize("other", ["optimizer", "scheduler"])
+def test_a_checkpoint_of_another_optimizer_or_scheduler_is_refused(tmp_path: Path, other: str) -> None:
+    """By name, and not in the middle of a step."""
+    steps = lambda of: [torch.optim.lr_scheduler.StepLR(of[0], 3)]  # noqa: E731
+    made(tmp_path, schedulers=steps).fit(loader())
+    changed: dict[str, Any] = {"schedulers": steps}
+    if other == "optimizer":
+        changed["optimizers"] = lambda model: [torch.optim.SGD(model.parameters(), lr=0.1)]
+    else:
+        changed["schedulers"] = lambda of: [torch.optim.lr_scheduler.LambdaLR(of[0], lambda _: 1.0)]
+    with pytest.raises(TrainerError, match=f"the checkpoint holds another {other} than (SGD|LambdaLR)"):
+        made(tmp_path, **changed).fit(loader(), max_epochs=2)
 
 
 def test_weights_of_losses_act(tmp_path: Path) -> None:
@@ -699,9 +733,13 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, capsys: pytest.C
 
 def test_such_a_step_can_be_passed_over(tmp_path: Path) -> None:
     """It is as if the batch had not been there, but for the random numbers it took."""
-    trainer = made(tmp_path, step=broken(1), fault_tolerance=FaultToleranceConfig(nonfinite_loss="skip"))
-    trainer.fit(loader(8))
-    assert (trainer.global_step, trainer.at.epoch) == (3, 1)
+    skip = FaultToleranceConfig(nonfinite_loss="skip")
+    by_two = PerformanceConfig(gradient_accumulation_steps=2)
+    for size, settings in ((1, {}), (2, {"performance": by_two})):
+        trainer = made(tmp_path / str(size), step=broken(1), fault_tolerance=skip, **settings)
+        trainer.fit(loader(8))
+        assert (trainer.global_step, trainer.at.epoch) == (4 // size - 1, 1)
+        assert math.isfinite(trainer.metrics.get_best_metric("loss", phase="train") or math.nan)
     always = made(
         tmp_path / "b",
         step=lambda t, b, *_: step(t, b, 0, 0, "")["loss"] * math.inf,
@@ -1017,6 +1055,9 @@ def test_a_training_may_begin_with_weights_of_another(tmp_path: Path) -> None:
     half.set_warm_start_loader(lambda path: WarmStartResult(some, strict=False))
     half.fit(loader(), resume_from_checkpoint=path)
     assert torch.equal(begun["weights"][0], torch.ones(4, 3))
+    torch.save(first.module.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(TrainerError, match=r"weights\.pt: is no checkpoint of this program"):
+        made(tmp_path / "e").fit(loader(), resume_from_checkpoint=tmp_path / "weights.pt")
     manual = made(
         tmp_path / "d", hooks=(Begin(),), preemption=PreemptionConfig(resume_from_latest_symlink=False)
     )
