@@ -126,6 +126,11 @@ class LoaderSet:
         self._reading += 1
         return self._batches(self._reading)
 
+    def rewind(self) -> None:
+        """Let the next epoch begin with the first batches of each loader, also of one that ends nowhere."""
+        for source in self._sources:
+            source.rewind()
+
     def consumed(self) -> None:
         """The latest batch has been used; a state that is asked for now is behind it."""
         self._pending = False

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from oellm_autoexp.checkpoints.effects import Disk
 from oellm_autoexp.checkpoints.local import LocalStore
@@ -22,6 +22,7 @@ from oellm_autoexp.errors import AutoexpError
 from oellm_autoexp.trainer import (
     CheckpointConfig,
     CheckpointError,
+    EpochLengthPolicy,
     FaultToleranceConfig,
     GenericTrainer,
     GenericTrainerConfig,
@@ -582,6 +583,53 @@ def test_validation_loaders_give_one_figure(
     trainer.fit(loader(), [loader(6), loader(2)])
     assert trainer.at.val_metrics["val/loss"] == value
     assert trainer.at.val_metrics["val/dl_val_dl1/loss"] == 5.0
+
+
+class Counting(IterableDataset[Any]):
+    """Numbers without an end; one that keeps its state goes on where it was."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.next += 1
+            yield torch.full((3,), float(self.next)), torch.zeros(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next = state["next"]
+
+
+class Stateless(Counting):
+    """Begins anew wherever it is iterated."""
+
+    state_dict = load_state_dict = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.next = 0
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("kind", [Counting, Stateless])
+def test_each_validation_reads_the_same_of_a_stream_without_an_end(
+    tmp_path: Path, kind: type[Counting]
+) -> None:
+    """In one attempt or several."""
+    two = MultiDataLoaderConfig(epoch_length_policy=EpochLengthPolicy.FIXED_NUM_STEPS, steps_per_epoch=2)
+    seen: list[list[float]] = []
+
+    def look(trainer: Any, batch: Any, *_: Any) -> dict[str, float]:
+        seen.append(batch[0][:, 0].tolist())
+        return {"loss": 1.0}
+
+    for epochs in (2, 3):
+        trainer = made(tmp_path, val_loader_config=two)
+        trainer.set_validation_step(look)
+        trainer.fit(loader(), DataLoader(kind(), batch_size=2), max_epochs=epochs)
+    assert seen == [[1.0, 2.0], [3.0, 4.0]] * 3
 
 
 @pytest.mark.parametrize("name", ["val_loss", "val/loss"])
