@@ -328,10 +328,24 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     data = mesh["data_parallel"]
-    lists = [each for each in model.modules() if isinstance(each, (nn.ModuleList, nn.Sequential))]
-    nested = {id(inner) for outer in lists for block in outer for inner in block.modules()}
-    for block in (block for each in lists if id(each) not in nested for block in each):
-        if any(True for _ in block.children()):
-            fully_shard(block, mesh=data)
-    fully_shard(model, mesh=data)
+    for block in _blocks(model, within_list=isinstance(model, nn.Sequential)):
+        fully_shard(block, mesh=data)
+    try:
+        fully_shard(model, mesh=data)
+    except ValueError as error:
+        raise SetupError(f"the model cannot be sharded: {error}", where="ddp.strategy: fsdp") from error
     return model
+
+
+def _blocks(module: nn.Module, *, within_list: bool) -> dict[nn.Module, None]:
+    """Parts with parts of their own that are items of the outermost lists, each once; a list or a mapping is
+    none itself, since it is never called."""
+    found: dict[nn.Module, None] = {}
+    for part in module.children():
+        called = not isinstance(part, (nn.ModuleList, nn.ModuleDict))
+        if within_list and called and any(True for _ in part.children()):
+            found[part] = None
+        elif not (within_list and called):
+            listed = within_list or isinstance(part, (nn.ModuleList, nn.Sequential))
+            found.update(_blocks(part, within_list=listed))
+    return found

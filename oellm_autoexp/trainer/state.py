@@ -29,7 +29,7 @@ _log = logging.getLogger("oellm_autoexp.trainer")
 FORMAT_VERSION = 1
 
 #: What each rank has for itself, and how many there are.
-_OF_RANKS = ("rng_states", "loader_states", "metrics", "hooks", "seconds", "world_size")
+_OF_RANKS = ("rng_states", "loader_states", "metrics", "hooks", "seconds", "buffers", "world_size")
 
 
 @dataclass
@@ -80,6 +80,7 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         "metrics": trainer.metrics.state_dict(),
         "hooks": trainer.hook_manager.state_dict(),
         "seconds": dict(trainer._seconds),
+        "buffers": _own_buffers(engine),
     }
     ranks = engine.gathered(own)
     schedulers = trainer._scheduled if config.checkpoint.save_scheduler else ()
@@ -105,6 +106,7 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         "early_stopping": trainer.early_stopping.state_dict() if trainer.early_stopping else None,
         "hooks": [each["hooks"] for each in ranks],
         "seconds": [each["seconds"] for each in ranks],
+        "buffers": [each["buffers"] for each in ranks],
         "seed": trainer._seed,
         "world_size": engine.world_size,
         "experiment_name": config.experiment_name,
@@ -112,6 +114,20 @@ def capture(trainer: Boundaries, phase: TrainerPhase, saved_at: float) -> dict[s
         # What was loaded, and not gone on from yet, is handed on.
         **{key: value for key, value in (trainer._pending or {}).items() if key in _OF_RANKS},
     }
+
+
+def _own_buffers(engine: Engine) -> dict[str, torch.Tensor]:
+    """What a model in shards keeps whole on each rank, where it differs from that of rank 0."""
+    if not engine.sharded or engine.world_size == 1:
+        return {}
+    known = {name for name, _ in engine.module.named_buffers()}
+    whole = {
+        name: each.detach().cpu()
+        for name, each in engine.module.state_dict().items()
+        if name in known and not isinstance(each, DTensor)
+    }
+    first = engine.told(whole)
+    return {name: each.clone() for name, each in whole.items() if not torch.equal(each, first[name])}
 
 
 def likeness(engine: Engine) -> Like:
@@ -175,6 +191,8 @@ def restore_weights(trainer: Boundaries, payload: Mapping[str, Any]) -> None:
             f"the checkpoint holds another model: {error}",
             hint="build the model that was trained, or give the experiment another name",
         ) from None
+    if trainer._engine.world_size == payload["world_size"] and "buffers" in payload:
+        trainer._engine.module.load_state_dict(payload["buffers"][trainer._engine.rank], strict=False)
     _each("optimizer", trainer.optimizers, payload["optimizer_state_dicts"])
     _each("scheduler", [each.scheduler for each in trainer._scheduled], payload["scheduler_state_dicts"])
     trainer._engine.load_scaler_state(payload["amp_scaler_state"])
@@ -189,9 +207,10 @@ def _each(kind: str, those: Sequence[Any], states: Sequence[Any]) -> None:
         what = f"the checkpoint holds {len(states)} {kind}s, and there are {len(those)}"
         raise TrainerError(what, hint=f"give the {kind}s that it was made with")
     for each, state in zip(those, states, strict=True):
+        needed = {name for group in getattr(each, "param_groups", ()) for name in group}
         try:
             each.load_state_dict(state)
-            lacking = _lacking(each)
+            lacking = _lacking(each, needed)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             lacking = f"{error} ({type(error).__name__})"
         if lacking:
@@ -200,12 +219,11 @@ def _each(kind: str, those: Sequence[Any], states: Sequence[Any]) -> None:
             raise TrainerError(what, hint=hint)
 
 
-def _lacking(loaded: Any) -> str:
-    """What an optimizer needs in its groups, and did not find in the state of another one."""
-    defaults = getattr(loaded, "defaults", {})
-    missing = sorted(
-        {name for group in getattr(loaded, "param_groups", ()) for name in defaults if name not in group}
-    )
+def _lacking(loaded: Any, needed: set[str]) -> str:
+    """What an optimizer had in its groups, and did not find in the state of another one."""
+    groups = getattr(loaded, "param_groups", ())
+    # Schedulers add this one; a checkpoint may be of a time before there was any.
+    missing = sorted({name for group in groups for name in needed - set(group)} - {"initial_lr"})
     return f"its groups have no {', '.join(missing)}" if missing else ""
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_sharded_saving import together
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,6 +21,7 @@ from oellm_autoexp.trainer import (
     GenericTrainer,
     GenericTrainerConfig,
     PerformanceConfig,
+    building,
 )
 
 
@@ -113,6 +115,53 @@ def test_whole_checkpoints_are_taken_by_shards(tmp_path: Path) -> None:
     assert together(begin_with_whole_weights, tmp_path / "root") == [[True] * 3] * 2
 
 
+class Block(nn.Module):
+    """With running figures, which each rank has for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.norm(self.line(inputs))
+
+
+class Net(nn.Module):
+    """Pairs of blocks, the last of which is there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        last = Block()
+        self.pairs = nn.ModuleList([nn.ModuleList([Block(), last]), nn.ModuleDict({"a": Block(), "b": last})])
+
+    def forward(self, inputs: Any) -> Any:
+        first, second = self.pairs
+        for block in (*first, *second.values()):
+            inputs = block(inputs)
+        return inputs
+
+
+def pairs_of_blocks(_rank: int, root: Path) -> bool:
+    def trained_pairs(name: str, steps: int) -> tuple[list[list[float]], dict[str, float]]:
+        torch.manual_seed(5)
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",))
+        made = building._shard(Net(), mesh)
+        matrices = [each for each in made.parameters() if each.ndim == 2]
+        checkpoint = CheckpointConfig(root_dir=str(root / name))
+        config = GenericTrainerConfig(seed=3, max_steps=steps, checkpoint=checkpoint)
+        trainer = GenericTrainer(config, made, torch.optim.Muon(matrices, lr=0.05))
+        trainer.set_training_step(lambda t, batch, *_: t.model(batch[0]).square().mean())
+        trainer.set_validation_step(lambda t, batch, *_: t.model(batch[0]).abs().mean())
+        data = TensorDataset(torch.randn(16, 4, generator=torch.Generator().manual_seed(1)))
+        trainer.fit(DataLoader(data, batch_size=2, shuffle=True), DataLoader(data, batch_size=4))
+        return whole(trainer), trainer.at.val_metrics
+
+    trained_pairs("left", 3)
+    again, figures = trained_pairs("left", 6)
+    uninterrupted, wanted = trained_pairs("whole", 6)
+    return again == uninterrupted and figures == wanted
+
+
 def optimizer_too_early(_rank: int, _root: Path) -> str:
     made = model("")
     optimizer = torch.optim.SGD(made.parameters())
@@ -120,6 +169,11 @@ def optimizer_too_early(_rank: int, _root: Path) -> str:
     with pytest.raises(TrainerError) as caught:
         GenericTrainer(GenericTrainerConfig(), made, optimizer)
     return str(caught.value)
+
+
+def test_what_ranks_have_for_themselves_is_there_again_and_lists_in_lists_are_sharded(tmp_path: Path) -> None:
+    """Each block once, and no list, which has no forward of its own."""
+    assert together(pairs_of_blocks, tmp_path / "root") == [True] * 2
 
 
 def test_an_optimizer_of_what_was_there_before_is_refused(tmp_path: Path) -> None:
