@@ -70,6 +70,7 @@ class Boundaries:
     _pending: Mapping[str, Any] | None
     _seed: int | None
     _within_step: bool
+    _saving: bool
     _nonfinite: Any
     _losses: list[Any]
     _norms: dict[str, Any]
@@ -325,6 +326,10 @@ class Boundaries:
         if self._within_step:
             what = "a checkpoint was asked for within an optimizer step"
             raise TrainerError(what, hint="ask in on_validation_end, on_epoch_end, or outside of fit()")
+        if self._saving:
+            raise TrainerError(
+                "a checkpoint was asked for while one is saved", hint="on_checkpoint_save is late"
+            )
         if self._engine.highest([float(self._nonfinite)])[0]:
             raise self._nonfinite_error()
         phase = self._resumable_phase()
@@ -335,11 +340,12 @@ class Boundaries:
             # A hook asks for it at the end of an epoch, which is not to be ended once more.
             self.at = replace(at)
             self.at.end_epoch()
+        self._saving = True
         try:
             path = self._keeper.save(self, kind, phase, limit)
+            self.hook_manager.call("on_checkpoint_save", self, path)
         finally:
-            self.at = at
-        self.hook_manager.call("on_checkpoint_save", self, path)
+            self.at, self._saving = at, False
         self._advance_if_running(P.CHECKPOINT_SAVE_END)
         return path
 

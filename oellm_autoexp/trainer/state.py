@@ -208,6 +208,7 @@ def _each(kind: str, those: Sequence[Any], states: Sequence[Any]) -> None:
         raise TrainerError(what, hint=f"give the {kind}s that it was made with")
     for each, state in zip(those, states, strict=True):
         needed = {name for group in getattr(each, "param_groups", ()) for name in group}
+        given = _rates(each)
         try:
             each.load_state_dict(state)
             lacking = _lacking(each, needed)
@@ -217,6 +218,20 @@ def _each(kind: str, those: Sequence[Any], states: Sequence[Any]) -> None:
             what = f"the checkpoint holds another {kind} than {_bare_name(each)}: {lacking}"
             hint = f"give the {kind} that it was made with, or the experiment another name"
             raise TrainerError(what, hint=hint)
+        for name, before, now in zip(_RATES, given, _rates(each), strict=True):
+            if before != now:
+                what = "%s goes on with %s %s of the checkpoint, and not with %s"
+                _log.warning(what, _bare_name(each), name, now, before)
+
+
+#: What people change between two attempts.
+_RATES = ("lr", "weight_decay")
+
+
+def _rates(given: Any) -> list[list[Any]]:
+    """What an optimizer began with, by group: a scheduler has kept its learning rate."""
+    groups = getattr(given, "param_groups", ())
+    return [[group.get(f"initial_{name}", group.get(name)) for group in groups] for name in _RATES]
 
 
 def _lacking(loaded: Any, needed: set[str]) -> str:

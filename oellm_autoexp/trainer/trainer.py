@@ -104,7 +104,7 @@ class GenericTrainer(Beginning):
         )
         self._configured: tuple[Any, Any] = (None, None)
         self._seed: int | None = None
-        self._within_step = False
+        self._within_step = self._saving = False
         self._nonfinite: Any = False
         self._losses: list[Any] = []
         self._norms: dict[str, Any] = {}

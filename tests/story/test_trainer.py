@@ -360,6 +360,27 @@ def test_figures_of_an_interval_that_was_interrupted_are_those_of_all_of_it(tmp_
     assert rates[0] == pytest.approx(8 / 1000, rel=0.1)
 
 
+def test_a_learning_rate_that_is_not_taken_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That of the checkpoint counts, or the bits would be others."""
+    steps = lambda of: [torch.optim.lr_scheduler.StepLR(of[0], 1)]  # noqa: E731
+    made(tmp_path, schedulers=steps).fit(loader())
+    made(tmp_path, schedulers=steps).fit(loader(), max_epochs=2)
+    assert "goes on with" not in caplog.text
+    faster = lambda model: [torch.optim.AdamW(model.parameters(), lr=0.5)]  # noqa: E731
+    made(tmp_path, schedulers=steps, optimizers=faster).fit(loader(), max_epochs=3)
+    assert "AdamW goes on with lr [0.01] of the checkpoint, and not with [0.5]" in caplog.text
+
+
+def test_a_checkpoint_is_not_asked_for_while_one_is_saved(tmp_path: Path) -> None:
+    class Again(TrainerHooks):
+        def on_checkpoint_save(self, trainer: Any) -> None:
+            trainer.save_checkpoint()
+
+    fatal = HooksConfig(continue_on_hook_error=False)
+    with pytest.raises(TrainerError, match="while one is saved"):
+        made(tmp_path, hooks=(Again(),), config_hooks=fatal).fit(loader())
+
+
 @pytest.mark.parametrize("other", ["optimizer", "scheduler"])
 def test_a_checkpoint_of_another_optimizer_or_scheduler_is_refused(tmp_path: Path, other: str) -> None:
     """By name, and not in the middle of a step."""
