@@ -37,8 +37,10 @@ class GradientMonitorHook(TrainerHooks):
 
     def on_before_optimizer_step(self, trainer: Any, optimizer_idx: int) -> None:
         if optimizer_idx == 0 and (trainer.at.global_step + 1) % self.every_n_steps == 0:
+            from oellm_autoexp.trainer.engine import whole
+
             norms = {
-                f"gradients/{name}": float(parameter.grad.norm())
+                f"gradients/{name}": float(whole(parameter.grad.norm()))
                 for name, parameter in trainer.module.named_parameters()
                 if parameter.grad is not None
             }

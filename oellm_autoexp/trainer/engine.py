@@ -93,7 +93,7 @@ class Engine:
 
     def clip(self, number: int, max_norm: float) -> Tensor:
         """Clip the gradients of an optimizer's parameters; their norm before that."""
-        return _whole(nn.utils.clip_grad_norm_(self.parameters[number], max_norm))
+        return whole(nn.utils.clip_grad_norm_(self.parameters[number], max_norm))
 
     def to_device(self, data: Any) -> Any:
         """A batch where the model is."""
@@ -206,7 +206,7 @@ class FabricEngine(Engine):
         norm: Tensor = self.fabric.clip_gradients(
             self.model, self.optimizers[number], max_norm=max_norm, error_if_nonfinite=False
         )
-        return _whole(norm)
+        return whole(norm)
 
     def to_device(self, data: Any) -> Any:
         return data if self.on_cpu else self.fabric.to_device(data)
@@ -249,7 +249,8 @@ def _unsynced(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def _whole(norm: Tensor) -> Tensor:
+def whole(norm: Tensor) -> Tensor:
+    """A figure of all shards; every rank has to call it."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

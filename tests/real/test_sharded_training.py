@@ -20,9 +20,11 @@ from oellm_autoexp.trainer import (
     FaultToleranceConfig,
     GenericTrainer,
     GenericTrainerConfig,
+    HooksConfig,
     PerformanceConfig,
     building,
 )
+from oellm_autoexp.trainer.loggers import Logger
 
 
 def model(spread: str) -> Any:
@@ -36,7 +38,14 @@ def model(spread: str) -> Any:
     return made
 
 
-def trained(root: Path, spread: str, warm: str | None = None, bad: int | None = None, **config: Any) -> Any:
+def trained(
+    root: Path,
+    spread: str,
+    warm: str | None = None,
+    bad: int | None = None,
+    logger: Logger | None = None,
+    **config: Any,
+) -> Any:
     """A trainer behind two epochs of six batches a rank; `bad`: the batch behind which two have no loss."""
     made = model(spread)
     trainer = GenericTrainer(
@@ -59,6 +68,8 @@ def trained(root: Path, spread: str, warm: str | None = None, bad: int | None = 
         return {"loss": loss * (math.nan if bad is not None and bad < seen <= bad + 2 else 1.0)}
 
     trainer.set_training_step(step)
+    if logger is not None:
+        trainer._made_logger = lambda: logger  # type: ignore[method-assign]
     draws = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(24, 4, generator=draws), torch.randn(24, 1, generator=draws))
     trainer.fit(DataLoader(data, batch_size=2, shuffle=True), max_epochs=2, resume_from_checkpoint=warm)
@@ -77,6 +88,33 @@ def weights_of_both(_rank: int, root: Path) -> tuple[list[list[float]], list[lis
 def test_gradients_that_are_gathered_over_two_batches_are_those_of_ddp(tmp_path: Path) -> None:
     for ddp, fsdp in together(weights_of_both, tmp_path / "root"):
         assert [pytest.approx(each, rel=1e-4, abs=1e-5) for each in ddp] == fsdp
+
+
+def gradients_of_both(_rank: int, root: Path) -> list[dict[str, float]]:
+    """Of the second optimizer step, as the hook that comes along logs them."""
+
+    class Gradients(Logger):
+        def __init__(self) -> None:
+            self.seen: dict[str, float] = {}
+
+        def log_metrics(self, metrics: Any, step: int) -> None:
+            self.seen.update({name: metrics[name] for name in metrics if name.startswith("gradients/")})
+
+    found = []
+    for spread in ("ddp", "fsdp"):
+        logger = Gradients()
+        monitor = HooksConfig(
+            enable_gradient_monitor=True, hook_configs={"GradientMonitorHook": {"every_n_steps": 2}}
+        )
+        trained(root, spread, logger=logger, max_steps=2, hooks=monitor)
+        found.append(logger.seen)
+    return found
+
+
+def test_gradients_are_logged_whole(tmp_path: Path) -> None:
+    for ddp, fsdp in together(gradients_of_both, tmp_path / "root"):
+        assert len(ddp) == 4
+        assert fsdp == pytest.approx(ddp, rel=1e-4)
 
 
 def roll_back(_rank: int, root: Path) -> tuple[int, bool]:
