@@ -372,4 +372,7 @@ class Boundaries:
 
     def _take(self, path: Path, payload: Mapping[str, Any]) -> None:
         state.restore(self, payload)
+        changed = state.changed(payload, self.config.to_dict())
+        if changed and self._engine.rank == 0:
+            _log.warning("%s was made with other values of %s", path.name, ", ".join(changed[:10]))
         self.hook_manager.call("on_checkpoint_load", self, path)

@@ -289,6 +289,20 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if one == other or (one != one and other != other) else [place]
 
 
+#: Keys of a trainer's config from which other weights follow.
+_DECISIVE = (
+    *(".experiment_config.model", ".experiment_config.data", ".experiment_config.optimizer"),
+    *(".experiment_config.scheduler", ".performance", ".train_loader_config", ".seed"),
+    *(".loss_weights_per_loader", ".per_loader_optimizer_id", ".scheduler_interval"),
+)
+
+
+def changed(payload: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config that say what is trained, and said something else when a checkpoint was made."""
+    found = differences(payload.get("config") or config, config)
+    return sorted(each[1:].removeprefix("experiment_config.") for each in found if each.startswith(_DECISIVE))
+
+
 #: What is the same before a checkpoint was written and after it was read.
 VERIFIED = (
     *("model_state_dict", "optimizer_state_dicts", "scheduler_state_dicts", "amp_scaler_state"),

@@ -371,6 +371,17 @@ def test_a_learning_rate_that_is_not_taken_is_told(tmp_path: Path, caplog: pytes
     assert "AdamW goes on with lr [0.01] of the checkpoint, and not with [0.5]" in caplog.text
 
 
+def test_a_checkpoint_of_another_config_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the training is complete, and would else seem to be that of this config."""
+    made(tmp_path).fit(loader())
+    made(tmp_path, log_loss_every_n_steps=3).fit(loader())
+    assert "other values" not in caplog.text
+    made(tmp_path, performance=PerformanceConfig(clip_grad_norm=3.0)).fit(loader())
+    assert (
+        "epoch_001_step_000004.ckpt was made with other values of performance.clip_grad_norm" in caplog.text
+    )
+
+
 def test_a_checkpoint_is_not_asked_for_while_one_is_saved(tmp_path: Path) -> None:
     class Again(TrainerHooks):
         def on_checkpoint_save(self, trainer: Any) -> None:
