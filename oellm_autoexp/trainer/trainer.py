@@ -81,8 +81,7 @@ class GenericTrainer(Beginning):
         for hook in builtin_hooks.configured(config):
             self.hook_manager.register_hook(hook)
         self.at = state.Position()
-        self.metrics = MetricsManager()
-        self.metrics.window = config.performance.gradient_accumulation_steps
+        self.metrics = MetricsManager(window=config.performance.gradient_accumulation_steps)
         self.logger: Logger = Logger()
         self.early_stopping: EarlyStopping | None = None
         if config.early_stopping_patience and config.validation.early_stopping_source != "hook":

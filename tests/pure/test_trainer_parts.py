@@ -280,8 +280,7 @@ def test_a_csv_file_is_whole_whenever_a_training_is_killed(tmp_path: Path) -> No
 
 def test_what_is_taken_back_never_counts() -> None:
     """However many batches have waited to be added up."""
-    metrics = MetricsManager()
-    metrics.window = 3
+    metrics = MetricsManager(window=3)
     for number in range(1026):
         metrics.add_train_batch("a", {"loss": float(number)}, 1)
     metrics.take_back(3)
