@@ -132,6 +132,12 @@ class TrainerError(AutoexpError):
     """A training cannot begin or go on."""
 
 
+class SetupError(TrainerError, ValueError):
+    """What a training is made of cannot be found or made, or does not go together."""
+
+    exit_code = 2
+
+
 class NonFiniteLossError(TrainerError):
     """The loss is not a number, or infinite, and the config says to stop there."""
 

@@ -61,9 +61,11 @@ class FabricBackend(BaseBackend):
             what = f"starts processes on one node, and there are {ddp.num_nodes}"
             hint = "set backend.launcher=srun"
             raise ConfigError(Fault(key="backend.launcher", what=what, value=config.launcher, hint=hint))
-        if config.launcher == "torchrun" and ddp.devices is None:
-            hint = "say how many processes a node has"
-            raise ConfigError(Fault(key=f"{_KEY}.ddp.devices", what="is missing for torchrun", hint=hint))
+        one = config.launcher == "srun" and ddp.accelerator == "cpu"
+        if config.launcher != "python" and ddp.devices is None and not one:
+            what = f"is missing for {config.launcher}"
+            hint = "say how many processes a node has: how many GPUs of it are used"
+            raise ConfigError(Fault(key=f"{_KEY}.ddp.devices", what=what, hint=hint))
 
     def build_launch_command(self, spec: BackendJobSpec) -> LaunchCommand:
         config, found = self.config, self._experiment(spec)

@@ -74,6 +74,9 @@ class LocalStore:
 
     # ---- writing
 
+    def claim(self) -> None:
+        self._take()
+
     def stage(self, name: str) -> Path:
         why = why_no_name(name)
         if why:

@@ -26,6 +26,14 @@ class CheckpointStore(Protocol):
     What a writer calls it calls from one thread at a time.
     """
 
+    def claim(self) -> None:
+        """Be the one that writes, until `close`.
+
+        Raises:
+            CheckpointError: another process writes here, or nobody can.
+        """
+        ...
+
     def stage(self, name: str) -> Path:
         """A path for a new file or directory, that nobody else uses; its last part is the checkpoint's name.
 

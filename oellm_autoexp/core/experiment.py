@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -566,10 +566,45 @@ class ExperimentConfig:
             raise ValueError(f"{what}, got {name!r:.100}")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed <= MAX_SEED):
             raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed!r}")
+        if self.performance is not None:
+            training = self.training
+            merged_performance(
+                self.performance,
+                gradient_accumulation_steps=training.gradient_accumulation_steps,
+                use_amp=training.use_amp,
+                max_grad_norm=training.max_grad_norm,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, which `config.experiments.experiment` reads back."""
         return {name: plain(value) for name, value in vars(self).items()}
+
+
+def merged_performance(
+    performance: PerformanceConfig,
+    *,
+    gradient_accumulation_steps: int,
+    use_amp: bool,
+    max_grad_norm: float | None,
+) -> PerformanceConfig:
+    """`performance`, with what only the `training` of the same experiment says.
+
+    Raises:
+        ValueError: both say something, and it differs.
+    """
+    said = {
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", gradient_accumulation_steps),
+        "use_amp": ("use_amp", use_amp),
+        "clip_grad_norm": ("max_grad_norm", max_grad_norm),
+    }
+    merged: dict[str, Any] = {}
+    defaults = PerformanceConfig()
+    for ours, (theirs, value) in said.items():
+        own, default = getattr(performance, ours), getattr(defaults, ours)
+        if own not in (value, default) and value != default:
+            raise ValueError(f"performance.{ours} is {own!r} and training.{theirs} is {value!r}: keep one")
+        merged[ours] = value if own == default else own
+    return replace(performance, **merged)
 
 
 def plain(value: Any) -> Any:

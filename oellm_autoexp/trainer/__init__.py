@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from oellm_autoexp.errors import CheckpointTimeoutError as CheckpointTimeoutError
     from oellm_autoexp.errors import NonFiniteLossError as NonFiniteLossError
     from oellm_autoexp.errors import PreemptionTimeoutError as PreemptionTimeoutError
+    from oellm_autoexp.errors import SetupError as SetupError
     from oellm_autoexp.errors import TrainerError as TrainerError
     from oellm_autoexp.trainer.beginning import WarmStartResult as WarmStartResult
     from oellm_autoexp.trainer.config import GenericTrainerConfig as GenericTrainerConfig
@@ -60,6 +61,7 @@ _HOMES = {
     "PreemptionTimeoutError": _ERRORS,
     "ResumeState": "oellm_autoexp.trainer.phases",
     "SamplingStrategy": _CORE,
+    "SetupError": _ERRORS,
     "TrainerError": _ERRORS,
     "TrainerHooks": "oellm_autoexp.trainer.hooks",
     "TrainerPhase": "oellm_autoexp.trainer.phases",

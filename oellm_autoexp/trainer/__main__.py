@@ -1,7 +1,8 @@
 """`python -m oellm_autoexp.trainer CONFIG.json`: train what an experiment's config describes.
 
 Exit codes: 0 trained, or trained before; 128 + signal when it had to leave and is to be run again;
-2 a mistake in the config; 3 it cannot go on.
+2 a mistake in the config; 3 it cannot go on; 1 the code of the model, the data or the step has failed, with
+its traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oellm_autoexp.core.experiment import ExperimentConfig
-from oellm_autoexp.errors import AutoexpError, UsageError
+from oellm_autoexp.errors import AutoexpError, Fault, UsageError, ValidationError
 from oellm_autoexp.trainer.reading import read_file, read_text
 from oellm_autoexp.trainer.signals import Preempted
 
@@ -69,9 +70,17 @@ def train(config: ExperimentConfig) -> None:
     from oellm_autoexp.trainer.config import trainer_config
     from oellm_autoexp.trainer.trainer import GenericTrainer
 
-    told = trainer_config(config)
+    try:
+        told = trainer_config(config)
+    except ValueError as error:
+        raise ValidationError(Fault(what=str(error))) from None
     fabric = launching.fabric_of(told.ddp, told.performance)
-    GenericTrainer.from_config(config, fabric).fit_configured()
+    try:
+        GenericTrainer.from_config(config, fabric).fit_configured()
+    except Preempted:
+        launching.part()
+        raise
+    launching.part()
 
 
 if __name__ == "__main__":

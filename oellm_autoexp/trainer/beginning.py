@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from oellm_autoexp.core.experiment import MultiDataLoaderConfig, SamplingStrategy, ValidationAggregation
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError, TrainerError
 from oellm_autoexp.trainer import rng, sharded, state
 from oellm_autoexp.trainer.agreement import Agreement
 from oellm_autoexp.trainer.boundaries import Boundaries, Every
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.loaders import LoaderSet
-from oellm_autoexp.trainer.loggers import create_logger
-from oellm_autoexp.trainer.phases import TrainerPhase
+from oellm_autoexp.trainer.loggers import Logger, create_logger
+from oellm_autoexp.trainer.phases import PhaseMachine, TrainerPhase
 from oellm_autoexp.trainer.validation import Step, Validation
 
 _log = logging.getLogger("oellm_autoexp.trainer")
@@ -40,23 +40,57 @@ class Beginning(Boundaries):
     _training_step: Step | None
     _validation_step: Step | None
     _warm_start: Callable[[Path], Any] | None
-    _max_epochs: int
 
-    def _prepare(self, train_loaders: Any, val_loaders: Any, max_epochs: int | None) -> None:
+    def _prepare(
+        self, train_loaders: Any, val_loaders: Any, max_epochs: int | None, wanted: str | Path | None
+    ) -> None:
+        """All that comes before the first batch, which is one that was not used yet."""
         train_loaders, val_loaders = as_list(train_loaders), as_list(val_loaders)
-        config, engine = self.config, self._engine
+        config = self.config
         if self._training_step is None:
-            raise ValueError("there is no training step: call set_training_step(fn) before fit()")
+            raise SetupError("there is no training step: call set_training_step(fn) before fit()")
         if not train_loaders:
-            raise ValueError("train_loaders must hold at least one loader")
+            raise SetupError("train_loaders must hold at least one loader")
+        if max_epochs is not None and max_epochs < 1:
+            raise SetupError(f"max_epochs must be above 0, got {max_epochs}")
         for name in ("loss_weights_per_loader", "per_loader_optimizer_id"):
             given = getattr(config, name)
             if given is not None and len(given) != len(train_loaders):
-                raise ValueError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
-        self._max_epochs = max_epochs or config.max_epochs or 1
-        if self._seed is None:
-            seed = config.seed if config.seed is not None else torch.initial_seed() % 2**32
-            self._seed = int(engine.told(seed))
+                raise SetupError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
+        self._max_epochs = max_epochs or config.max_epochs or (sys.maxsize if config.max_steps else 1)
+        # A `fit` before this one may have been given up within a step.
+        self._within_step = self.should_stop = self._nonfinite = False
+        self._losses.clear()
+        self._clear_gradients()
+        self._read(wanted)
+        self._make_loaders(train_loaders, val_loaders)
+        self._check_monitors()
+        self._agreement = Agreement(self._engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
+        scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
+        by_steps = 0
+        if self._validation is not None and self._validates_by_steps:
+            by_steps = config.validation.every_n_steps or 0
+        self._every = Every(min(scalars, config.log_loss_every_n_steps), by_steps)
+        self._by_clock = self._keeper.by_clock
+        if not self.model.training:
+            self.model.train()
+        self._go_on_or_begin(wanted)
+
+    def _check_monitors(self) -> None:
+        """Else the end of the first epoch would say so."""
+        looked_at = [each.monitor for each in self._scheduled if each.monitor]
+        if self.early_stopping is not None:
+            looked_at.append(self.early_stopping.name)
+        unseen = [each for each in looked_at if each.startswith(("val/", "val_"))]
+        if unseen and self._validation is None:
+            what = f"a scheduler or early stopping looks at {unseen[0]}, and there are no validation loaders"
+            raise SetupError(what, hint="give fit() val_loaders, or monitor train/loss")
+
+    def _make_loaders(self, train_loaders: list[Any], val_loaders: list[Any]) -> None:
+        """Their order follows from the seed of the config, else of the checkpoint, else of torch."""
+        config = self.config
+        seed = self._seed if config.seed is None else config.seed
+        self._seed = int(self._engine.told(torch.initial_seed() % 2**32 if seed is None else seed))
         self._train = LoaderSet(
             train_loaders,
             config.train_loader_config,
@@ -68,20 +102,11 @@ class Beginning(Boundaries):
         self._validation = self._validating(val_loaders)
         self.metrics.train_loader_names = self._train.names
         self.metrics.val_loader_names = self._validation.loaders.names if self._validation else ()
-        self._agreement = Agreement(engine, each_step=config.fault_tolerance.nonfinite_loss != "stop")
-        scalars = config.logging.log_scalars_every_n_steps or config.log_loss_every_n_steps
-        by_steps = 0
-        if self._validation is not None and self._validates_by_steps:
-            by_steps = config.validation.every_n_steps or 0
-        self._every = Every(min(scalars, config.log_loss_every_n_steps), by_steps)
-        self._by_clock = self._keeper.by_clock
-        if not self.model.training:
-            self.model.train()
 
     def _validating(self, loaders: list[Any]) -> Validation | None:
         custom = self.config.validation.aggregation is ValidationAggregation.CUSTOM
         if custom and self._aggregation is None:
-            raise ValueError(
+            raise SetupError(
                 "validation.aggregation is custom: call set_validation_aggregation(fn) before fit()"
             )
         if not loaders:
@@ -96,10 +121,9 @@ class Beginning(Boundaries):
         even = most == -fewest
         return Validation(found, self._validation_step or self._training_step, even=even)
 
-    def _restore(self, wanted: str | Path | None) -> None:
-        """From what was loaded by hand, else the newest checkpoint, else as is wanted, else anew."""
-        config = self.config
-        automatic = config.preemption.resume_from_latest_symlink
+    def _read(self, wanted: str | Path | None) -> None:
+        """What was loaded by hand stays; else the newest checkpoint is read, else the one that is wanted."""
+        automatic = self.config.preemption.resume_from_latest_symlink
         if self._pending is None and (automatic or wanted == "latest"):
             newest = self._keeper.newest()
             if newest is not None:
@@ -107,16 +131,27 @@ class Beginning(Boundaries):
                 self._take(self._keeper.directory / record.name, payload)
         elif self._pending is None and wanted is not None:
             self.load_checkpoint(wanted)
+
+    def _go_on_or_begin(self, wanted: str | Path | None) -> None:
+        """From what was read; else anew, with the weights that are wanted."""
+        config = self.config
         if self._pending is not None:
             loaded, self._pending = self._pending, None
             state.restore_ranks(self, loaded)
             if config.fault_tolerance.verify_deterministic_resume:
                 self._verify(loaded)
             return
-        assert self._seed is not None
-        if config.seed is not None:
+        if self.at.epoch_batches:
+            _log.warning(
+                "nothing was loaded: epoch %s begins anew, with the weights as they are", self.at.epoch
+            )
+            self.metrics.end_interval()
+            self.metrics.end_epoch()
+        self.at.epoch_batches, self.at.batches_done, self.at.validation_due = 0, False, False
+        self._phases = PhaseMachine()
+        if config.seed is not None and not self.at.global_step:
             rng.seed_all(config.seed, self._engine.rank)
-        if automatic and wanted is not None and wanted != "latest":
+        if config.preemption.resume_from_latest_symlink and wanted is not None and wanted != "latest":
             self._begin_with_weights(Path(wanted))
 
     def _verify(self, payload: Mapping[str, Any]) -> None:
@@ -126,7 +161,9 @@ class Beginning(Boundaries):
         differing = state.differences(
             {key: payload[key] for key in state.VERIFIED}, {key: again[key] for key in state.VERIFIED}
         )
-        if self._engine.rank == 0 and self._engine.world_size == payload["world_size"] and differing:
+        # Only rank 0 has the whole, and all of them end where it does.
+        differing = self._engine.told(differing)
+        if self._engine.world_size == payload["world_size"] and differing:
             what = f"after reading the checkpoint this differs from it: {', '.join(differing[:5])}"
             raise TrainerError(what, where="fault_tolerance.verify_deterministic_resume")
 
@@ -136,7 +173,10 @@ class Beginning(Boundaries):
             found(warm.loader_class, "warm_start.loader_class") if warm.loader_class else None
         )
         strict = warm.strict
-        weights: Any = load(path) if load is not None else self._keeper.load(path)["model_state_dict"]
+        weights: Any = load(path) if load is not None else self._keeper.load(path).get("model_state_dict")
+        if weights is None:
+            hint = "name what reads it: warm_start.loader_class, or set_warm_start_loader(torch.load), say"
+            raise TrainerError("is no checkpoint of this program", where=str(path), hint=hint)
         if isinstance(weights, WarmStartResult):
             weights, strict = weights.model_state_dict, weights.strict
         if self._engine.sharded:
@@ -154,22 +194,27 @@ class Beginning(Boundaries):
 
     def _start(self) -> None:
         """Loggers, and the hooks that begin."""
-        config, at = self.config, self.at
-        if self._engine.rank == 0:
-            assert self._train is not None
-            length = self._train.length()
-            micro = config.performance.gradient_accumulation_steps
-            total = min(self._max_epochs * -(-length // micro), config.max_steps or sys.maxsize)
-            self.logger = create_logger(
-                config.logging,
-                name=config.experiment_name,
-                directory=self._keeper.directory,
-                resumed_at=at.global_step,
-                total_steps=total,
-                shown=config.to_dict(),
-            )
+        self._keeper.claim()
+        if (made := self._engine.agreed(self._made_logger)) is not None:
+            self.logger = made
         self._keeper.begin(self.logger)
         self.hook_manager.call("on_train_start", self)
+
+    def _made_logger(self) -> Logger | None:
+        """Only rank 0 logs."""
+        if self._engine.rank != 0:
+            return None
+        config = self.config
+        assert self._train is not None
+        length, micro = self._train.length(), config.performance.gradient_accumulation_steps
+        return create_logger(
+            config.logging,
+            name=config.experiment_name,
+            directory=self._keeper.directory,
+            resumed_at=self.at.global_step,
+            total_steps=min(self._max_epochs * -(-length // micro), config.max_steps or sys.maxsize),
+            shown=config.to_dict(),
+        )
 
 
 def as_list(given: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
@@ -70,11 +71,14 @@ class Boundaries:
     _pending: Mapping[str, Any] | None
     _seed: int | None
     _within_step: bool
+    _saving: bool
     _nonfinite: Any
+    _losses: list[Any]
     _norms: dict[str, Any]
     _seconds: dict[str, float]
     _every: Every
     _by_clock: bool
+    _max_epochs: int
 
     @property
     def module(self) -> nn.Module:
@@ -117,6 +121,12 @@ class Boundaries:
         if self._keeper.due_at_step(at.global_step) and not self._epoch_is_over():
             self.save_checkpoint()
 
+    def _finished(self) -> bool:
+        at, most = self.at, self.config.max_steps
+        return (
+            bool(at.finished) or at.epoch >= self._max_epochs or (most is not None and at.global_step >= most)
+        )
+
     def _epoch_is_over(self) -> bool:
         """The checkpoint of this step is cut at the end of the epoch, which is now."""
         return self._train is not None and self.at.epoch_batches >= self._train.length()
@@ -128,9 +138,10 @@ class Boundaries:
             if each.interval == "epoch" and each.monitor is None:
                 each.scheduler.step()
         at.batches_done = True
-        often = self.config.validate_every_n_epochs
-        if self._validation is not None and not self._validates_by_steps:
-            at.validation_due = (at.epoch + 1) % often == 0
+        if self._validation is not None:
+            often = self.config.validate_every_n_epochs
+            by_epochs = not self._validates_by_steps and (at.epoch + 1) % often == 0
+            at.validation_due = by_epochs or (self._finished() and at.validated_at != at.global_step)
         self._watch()
 
     def _end_epoch(self) -> None:
@@ -138,8 +149,11 @@ class Boundaries:
         if at.validation_due:
             self._validate()
         self._phases.advance(P.EPOCH_END)
-        tally = self._over_ranks(self.metrics.end_epoch())
+        looking = self.early_stopping is not None or any(each.monitor for each in self._scheduled)
+        tally = self._over_ranks(self.metrics.end_epoch(), always=looking)
         logging_config = self.config.logging
+        measured = at.val_metrics if at.val_fresh else {}
+        figures = {**self.metrics.named(tally, "train"), **measured}
         metrics = {
             **self.metrics.named(
                 tally,
@@ -147,12 +161,15 @@ class Boundaries:
                 per_loader=logging_config.log_per_loader_metrics,
                 overall=logging_config.log_global_metrics,
             ),
-            **at.val_metrics,
+            **measured,
         }
         self.metrics.note(metrics)
         for each in self._scheduled:
-            if each.interval == "epoch" and each.monitor is not None:
-                each.scheduler.step(metric(metrics, each.monitor))
+            if each.interval == "epoch" and each.monitor is not None and self._measured(each.monitor):
+                each.scheduler.step(metric(figures, each.monitor))
+        # Whatever a hook saves has all this behind it.
+        if not self.config.validation.every_n_steps:
+            self._look_for_end(figures)
         self.logger.log_epoch_summary(at.epoch, metrics, at.global_step)
         if logging_config.log_loader_proportions and self._train is not None and len(self._train.names) > 1:
             weights = self.config.train_loader_config.dataloader_weights
@@ -160,19 +177,26 @@ class Boundaries:
                 at.epoch, self.metrics.proportions(tally, weights), at.global_step
             )
         self.hook_manager.call("on_epoch_end", self, at.epoch, metrics)
-        if not self._validates_by_steps:
-            self._look_for_end(metrics)
+        self._heed_hooks()
         ended = at.epoch
-        at.epoch, at.epoch_batches, at.batches_done = at.epoch + 1, 0, False
+        at.end_epoch()
         if self._keeper.due_at_epoch(ended) or self._keeper.due_at_step(at.global_step):
             self.save_checkpoint()
         self._watch()
 
+    def _measured(self, name: str) -> bool:
+        """Whether a metric was measured in this epoch; one of validation may not have been."""
+        return self.at.val_fresh or self._validation is None or not name.startswith(("val/", "val_"))
+
     def _look_for_end(self, metrics: Mapping[str, float]) -> None:
-        """Early stopping, by the config and by hooks; all ranks end where one does."""
-        why = self.early_stopping.look(metrics) if self.early_stopping is not None else ""
-        if self._engine.highest([bool(why or self.should_stop)])[0]:
-            self.at.finished = why or "a hook has set should_stop"
+        """Early stopping by the config; the metrics are those of all ranks, and so is what comes of them."""
+        if self.early_stopping is not None and self._measured(self.early_stopping.name):
+            self.at.finished = self.early_stopping.look(metrics) or self.at.finished
+
+    def _heed_hooks(self) -> None:
+        """All ranks end where a hook wants it on one."""
+        if self._engine.highest([self.should_stop])[0]:
+            self.at.finished = self.at.finished or "a hook has set should_stop"
 
     def _validate(self) -> None:
         """Validate; where ranks are told to leave meanwhile, it is done anew when training goes on."""
@@ -181,16 +205,20 @@ class Boundaries:
         if told is not None:
             self._leave(told)
         assert tally is not None
+        at = self.at
         metrics = self._validation.figures(
             self._over_ranks(tally, always=True), self.config, self._aggregation
         )
-        self.at.validation_due, self.at.val_metrics = False, metrics
-        self.at.validated_at = self.at.global_step
+        at.validation_due, at.val_metrics, at.val_fresh = False, metrics, True
+        at.validated_at = at.global_step
         self.metrics.note(metrics)
-        self.logger.log_metrics(metrics, self.at.global_step)
-        self.hook_manager.call("on_validation_end", self, self.at.epoch, metrics)
-        if self._validates_by_steps and not self.at.batches_done:
+        by_steps = self._validates_by_steps and not at.batches_done
+        if by_steps:
             self._look_for_end(metrics)
+        self.logger.log_metrics(metrics, at.global_step)
+        self.hook_manager.call("on_validation_end", self, at.epoch, metrics)
+        if by_steps:
+            self._heed_hooks()
 
     def _over_ranks(self, tally: Tally, *, always: bool = False) -> Tally:
         """The tally of all ranks, where it is asked for: decisions need the same figures everywhere."""
@@ -217,6 +245,10 @@ class Boundaries:
                 metrics["train/step_seconds"] = seconds["step"] / self._every.log
         self.logger.log_metrics(metrics, at.global_step)
 
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
     # ------------------------------------------------------------ going back, and leaving
 
     def _roll_back(self) -> None:
@@ -226,7 +258,8 @@ class Boundaries:
             raise self._nonfinite_error("and there is no checkpoint to go back to")
         _, payload = found
         state.restore_weights(self, payload)
-        self.at.global_step = int(payload["global_step"])
+        # A step of the same number is another one now.
+        self.at.global_step, self.at.validated_at = int(payload["global_step"]), -1
 
     def _nonfinite_error(self, more: str = "") -> NonFiniteLossError:
         self.logger.log_signal("non_finite_loss", self.at.global_step)
@@ -306,13 +339,26 @@ class Boundaries:
                 return latest
             what = "a checkpoint was asked for within an optimizer step"
             raise TrainerError(what, hint="ask in on_validation_end, on_epoch_end, or outside of fit()")
+        if self._saving:
+            raise TrainerError(
+                "a checkpoint was asked for while one is saved", hint="on_checkpoint_save is late"
+            )
         if self._engine.highest([float(self._nonfinite)])[0]:
             raise self._nonfinite_error()
         phase = self._resumable_phase()
         self._advance_if_running(P.CHECKPOINT_SAVE_START)
         limit = self.config.preemption.max_checkpoint_sec - self._signals.seconds_since
-        path = self._keeper.save(self, kind, phase, limit)
-        self.hook_manager.call("on_checkpoint_save", self, path)
+        at = self.at
+        if phase is P.EPOCH_END and at.batches_done:
+            # A hook asks for it at the end of an epoch, which is not to be ended once more.
+            self.at = replace(at)
+            self.at.end_epoch()
+        self._saving = True
+        try:
+            path = self._keeper.save(self, kind, phase, limit)
+            self.hook_manager.call("on_checkpoint_save", self, path)
+        finally:
+            self.at, self._saving = at, False
         self._advance_if_running(P.CHECKPOINT_SAVE_END)
         return path
 
@@ -339,4 +385,7 @@ class Boundaries:
 
     def _take(self, path: Path, payload: Mapping[str, Any]) -> None:
         state.restore(self, payload)
+        changed = state.changed(payload, self.config.to_dict())
+        if changed and self._engine.rank == 0:
+            _log.warning("%s was made with other values of %s", path.name, ", ".join(changed[:10]))
         self.hook_manager.call("on_checkpoint_load", self, path)

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, StepLR
 
 from oellm_autoexp.core.experiment import ExperimentConfig, SchedulerConfig
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError
 from oellm_autoexp.trainer import rng
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.config import is_set, trainer_config
@@ -64,16 +64,19 @@ def named(kind: str, name: str, where: str) -> Callable[..., Any]:
     """What a name of a config stands for.
 
     Raises:
-        TrainerError: nothing.
+        SetupError: nothing.
     """
     if (kind, name) in _REGISTERED:
         return _REGISTERED[kind, name]
     if "." not in name:
         known = sorted(each for of, each in _REGISTERED if of == kind)
         hint = f"known: {', '.join(known) or 'none'}; or write a dotted path, such as my_package.module.name"
-        raise TrainerError(f"no {kind} is registered as `{name}`", where=where, hint=hint)
-    made: Callable[..., Any] = found(name, where)
-    return made
+        raise SetupError(f"no {kind} is registered as `{name}`", where=where, hint=hint)
+    made = found(name, where)
+    if not callable(made):
+        raise SetupError(f"`{name}` is {made!r:.60}, which cannot be called", where=where)
+    called: Callable[..., Any] = made
+    return called
 
 
 def trainer(
@@ -84,7 +87,7 @@ def trainer(
     Everything is made with the config's seed, the same on every rank.
 
     Raises:
-        TrainerError: something that the config names cannot be found or made.
+        SetupError: something that the config names cannot be found or made.
     """
     if config.seed is not None:
         rng.seed_all(config.seed)
@@ -92,7 +95,7 @@ def trainer(
     torch.backends.cudnn.benchmark = config.benchmark
     model = made(named("model", config.model.type, "model.type"), config, "model")
     if not isinstance(model, nn.Module):
-        raise TrainerError(
+        raise SetupError(
             f"gives no module but {type(model).__name__}", where=f"model.type: {config.model.type}"
         )
     kind, sharding = type(model), fabric is not None and spreads(fabric)
@@ -109,9 +112,14 @@ def trainer(
             getattr(built, f"set_{name}")(step)
         elif name == "training_step":
             hint = "give its class a static method `training_step`, or set custom_params.training_step"
-            raise TrainerError("the model says nothing of its loss", where=config.model.type, hint=hint)
+            raise SetupError("the model says nothing of its loss", where=config.model.type, hint=hint)
     loaders = made(named("data", config.data.dataset_name, "data.dataset_name"), config, "data")
     train, val = loaders if isinstance(loaders, tuple) and len(loaders) == 2 else (loaders, None)
+    if train is None:
+        hint = "it is to return loaders, or a pair: training loaders, validation loaders"
+        raise SetupError(
+            "gives no loaders", where=f"data.dataset_name: {config.data.dataset_name}", hint=hint
+        )
     built.configure_loaders(train, val)
     return built
 
@@ -120,7 +128,7 @@ def made(factory: Callable[..., Any], config: ExperimentConfig, section: str, *a
     """What a factory makes of a section of the config.
 
     Raises:
-        TrainerError: it wants what the section does not have, or does not take what is given there.
+        SetupError: it wants what the section does not have, or does not take what is given there.
     """
     parameters = inspect.signature(factory).parameters
     if "config" in parameters:
@@ -138,13 +146,13 @@ def made(factory: Callable[..., Any], config: ExperimentConfig, section: str, *a
         taken = {key: value for key, value in usual.items() if key in parameters or is_set(part, key)}
     elif unknown:
         what = f"{called} does not take {', '.join(unknown)}"
-        raise TrainerError(what, where=section, hint=f"it takes {', '.join(parameters)}")
+        raise SetupError(what, where=section, hint=f"it takes {', '.join(parameters)}")
     else:
         _refuse_idle(part, parameters, section, called)
     try:
         return factory(*arguments, **taken, **extras)
     except TypeError as error:
-        raise TrainerError(str(error), where=section) from error
+        raise SetupError(str(error), where=section) from error
 
 
 def _refuse_idle(part: Any, used: Container[str], section: str, called: str) -> None:
@@ -152,14 +160,14 @@ def _refuse_idle(part: Any, used: Container[str], section: str, called: str) -> 
     train the same again and again.
 
     Raises:
-        TrainerError: with these keys.
+        SetupError: with these keys.
     """
     names = [each.name for each in fields(part) if each.name not in ("type", "dataset_name")]
     names = [name for name in names if name not in ("extras", "custom_params") and name not in used]
     idle = [name for name in names if is_set(part, name)]
     if idle:
         what = f"{called} does nothing with {', '.join(idle)}"
-        raise TrainerError(what, where=section, hint="leave out what does not act")
+        raise SetupError(what, where=section, hint="leave out what does not act")
 
 
 # ---------------------------------------------------------------- optimizers and schedulers
@@ -174,19 +182,27 @@ def optimizer_of(config: ExperimentConfig, model: nn.Module) -> Optimizer:
         {"params": [each for each in trained if each.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise SetupError("has no parameter that wants a gradient", where=f"model.type: {config.model.type}")
     adam = {"lr": wanted.lr, "betas": wanted.betas, "eps": wanted.eps, "amsgrad": wanted.amsgrad}
     more = wanted.custom_params
+    usual: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+        "adamw": (torch.optim.AdamW, adam),
+        "adam": (torch.optim.Adam, adam),
+        "sgd": (torch.optim.SGD, {"lr": wanted.lr}),
+    }
     optimizer: Optimizer
-    if wanted.type == "adamw":
-        optimizer = torch.optim.AdamW(groups, **{**adam, **more})
-    elif wanted.type == "adam":
-        optimizer = torch.optim.Adam(groups, **{**adam, **more})
-    elif wanted.type == "sgd":
+    if wanted.type == "sgd":
         _refuse_idle(wanted, ("lr", "weight_decay"), "optimizer", "sgd")
-        optimizer = torch.optim.SGD(groups, **{"lr": wanted.lr, **more})
-    else:
+    if wanted.type not in usual:
         factory = named("optimizer", wanted.type, "optimizer.type")
         optimizer = made(factory, config, "optimizer", groups)
+        return optimizer
+    kind, given = usual[wanted.type]
+    try:
+        optimizer = kind(groups, **{**given, **more})
+    except (TypeError, ValueError) as error:
+        raise SetupError(str(error), where="optimizer.custom_params") from error
     return optimizer
 
 
@@ -205,7 +221,7 @@ def scheduler_of(config: ExperimentConfig, optimizer: Optimizer) -> list[Any]:
         steps = wanted.max_steps or config.training.max_steps
         if steps is None and wanted.type != "constant":
             hint = "set scheduler.max_steps or training.max_steps"
-            raise TrainerError("nobody says when the learning rate is down", where="scheduler", hint=hint)
+            raise SetupError("nobody says when the learning rate is down", where="scheduler", hint=hint)
         return [warmed(optimizer, wanted, steps or 0, _SHAPES[wanted.type])]
     return [made(named("scheduler", wanted.type, "scheduler.type"), config, "scheduler", optimizer)]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError
 from oellm_autoexp.trainer.config import GenericTrainerConfig
 from oellm_autoexp.trainer.hooks import TrainerHooks
 from oellm_autoexp.trainer.stepping import EarlyStopping, metric
@@ -37,8 +37,10 @@ class GradientMonitorHook(TrainerHooks):
 
     def on_before_optimizer_step(self, trainer: Any, optimizer_idx: int) -> None:
         if optimizer_idx == 0 and (trainer.at.global_step + 1) % self.every_n_steps == 0:
+            from oellm_autoexp.trainer.engine import whole
+
             norms = {
-                f"gradients/{name}": float(parameter.grad.norm())
+                f"gradients/{name}": float(whole(parameter.grad.norm()))
                 for name, parameter in trainer.module.named_parameters()
                 if parameter.grad is not None
             }
@@ -92,36 +94,39 @@ def configured(config: GenericTrainerConfig) -> Iterator[TrainerHooks]:
     """The hooks of a config: those of the user first.
 
     Raises:
-        TrainerError: one that cannot be found or made.
+        SetupError: one that cannot be found or made.
     """
     hooks = config.hooks
     switches = {
         LoggingHook: hooks.enable_logging_hook,
         GradientMonitorHook: hooks.enable_gradient_monitor,
-        ModelCheckpointHook: hooks.enable_model_checkpoint_hook,
         EarlyStoppingHook: hooks.enable_early_stopping_hook,
+        # The last one: what it saves has the states of those before it.
+        ModelCheckpointHook: hooks.enable_model_checkpoint_hook,
     }
     classes = [found(path, "hooks.hook_classes") for path in hooks.hook_classes]
     classes += [kind for kind, on in switches.items() if on]
-    unknown = set(hooks.hook_configs) - {kind.__name__ for kind in classes}
+    unknown = set(hooks.hook_configs) - {getattr(kind, "__name__", "") for kind in classes}
     if unknown:
         what = f"has arguments for {', '.join(sorted(unknown))}, which is no hook of this training"
-        raise TrainerError(
-            what, where="hooks.hook_configs", hint="name it in hooks.hook_classes, or enable it"
-        )
+        raise SetupError(what, where="hooks.hook_configs", hint="name it in hooks.hook_classes, or enable it")
     for kind in classes:
+        if not (isinstance(kind, type) and issubclass(kind, TrainerHooks)):
+            raise SetupError(f"{kind!r:.60} is no class of TrainerHooks", where="hooks.hook_classes")
         try:
             yield kind(**hooks.hook_configs.get(kind.__name__, {}))
         except TypeError as error:
-            raise TrainerError(str(error), where=f"hooks.hook_configs.{kind.__name__}") from None
+            raise SetupError(str(error), where=f"hooks.hook_configs.{kind.__name__}") from None
 
 
 def found(path: str, where: str) -> Any:
     """What a dotted path (`package.module.name`) leads to.
 
     Raises:
-        TrainerError: nothing.
+        SetupError: nothing.
     """
+    if not isinstance(path, str):
+        raise SetupError(f"must be a dotted path, got {path!r:.60}", where=where)
     module, dot, name = path.rpartition(".")
     try:
         if not dot:
@@ -129,4 +134,4 @@ def found(path: str, where: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         hint = "is its package installed, or its directory on PYTHONPATH?"
-        raise TrainerError(f"`{path}` cannot be found: {error}", where=where, hint=hint) from None
+        raise SetupError(f"`{path}` cannot be found: {error}", where=where, hint=hint) from None

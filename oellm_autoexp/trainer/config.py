@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from oellm_autoexp.core.experiment import (
     TrainingConfig,
     ValidationConfig,
     WarmStartConfig,
+    merged_performance,
     plain,
 )
 
@@ -33,7 +34,8 @@ class GenericTrainerConfig:
     - `per_loader_optimizer_id`: which optimizer a loader's batches are for; None: all optimizers step.
     - `scheduler_interval`: whether schedulers step with each optimizer step or each epoch, where a scheduler
       is given without an interval of its own.
-    - `max_epochs`, `max_steps`: where training ends (optimizer steps); `fit(max_epochs=…)` wins.
+    - `max_epochs`, `max_steps`: where training ends (optimizer steps); `fit(max_epochs=…)` wins. Without
+      `max_epochs` there is one epoch, or as many as `max_steps` takes.
     - `log_loss_every_n_steps`: how often a line is printed, in optimizer steps.
     - `profile_training`: measure the seconds of loading and of a step.
 
@@ -115,9 +117,6 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
 
     What an experiment says in two places is taken from the more specific one: `performance` wins over
     `training`, and `checkpoint.save_every_n_steps` over `training.save_frequency`.
-
-    Raises:
-        ValueError: both places are given and say different things.
     """
     if isinstance(config, GenericTrainerConfig):
         return config
@@ -139,7 +138,12 @@ def trainer_config(config: GenericTrainerConfig | ExperimentConfig) -> GenericTr
         logging=_logging(config),
         validation=config.validation or ValidationConfig(),
         fault_tolerance=config.fault_tolerance or FaultToleranceConfig(),
-        performance=_performance(config),
+        performance=merged_performance(
+            config.performance or PerformanceConfig(),
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            use_amp=training.use_amp,
+            max_grad_norm=training.max_grad_norm,
+        ),
         hooks=config.hooks or HooksConfig(),
         ddp=config.ddp or DDPConfig(),
         max_epochs=training.max_epochs,
@@ -161,28 +165,6 @@ def _logging(config: ExperimentConfig) -> LoggingConfig:
         wandb_tags=logging.wandb_tags or config.tags,
         wandb_notes=logging.wandb_notes or config.description,
     )
-
-
-def _performance(config: ExperimentConfig) -> PerformanceConfig:
-    training = config.training
-    twins: Mapping[str, str] = {
-        "gradient_accumulation_steps": "gradient_accumulation_steps",
-        "use_amp": "use_amp",
-        "clip_grad_norm": "max_grad_norm",
-    }
-    said = {ours: getattr(training, theirs) for ours, theirs in twins.items()}
-    if config.performance is None:
-        return PerformanceConfig(**said)
-    defaults, performance = PerformanceConfig(), config.performance
-    merged = {}
-    for ours, theirs in twins.items():
-        own, default = getattr(performance, ours), getattr(defaults, ours)
-        if own != said[ours] and own != default and said[ours] != default:
-            raise ValueError(
-                f"performance.{ours} is {own!r} and training.{theirs} is {said[ours]!r}: keep one"
-            )
-        merged[ours] = said[ours] if own == default else own
-    return replace(performance, **merged)
 
 
 def is_set(part: Any, key: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from oellm_autoexp.core.experiment import DDPConfig, PerformanceConfig
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import AutoexpError, SetupError, TrainerError
+
+T = TypeVar("T")
 
 _NOTHING = nullcontext()
 
@@ -91,7 +93,7 @@ class Engine:
 
     def clip(self, number: int, max_norm: float) -> Tensor:
         """Clip the gradients of an optimizer's parameters; their norm before that."""
-        return _whole(nn.utils.clip_grad_norm_(self.parameters[number], max_norm))
+        return whole(nn.utils.clip_grad_norm_(self.parameters[number], max_norm))
 
     def to_device(self, data: Any) -> Any:
         """A batch where the model is."""
@@ -138,6 +140,22 @@ class Engine:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def agreed(self, act: Callable[[], T]) -> T:
+        """What `act` gives, on every rank; where it fails on one, all of them fail, and none waits for it.
+
+        Raises:
+            AutoexpError: of this rank, else of the first that failed.
+        """
+        result, mine = None, None
+        try:
+            result = act()
+        except AutoexpError as error:
+            mine = error
+        failed = [each for each in self.gathered(mine) if each is not None]
+        if failed:
+            raise mine or failed[0]
+        return cast(T, result)
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -188,7 +206,7 @@ class FabricEngine(Engine):
         norm: Tensor = self.fabric.clip_gradients(
             self.model, self.optimizers[number], max_norm=max_norm, error_if_nonfinite=False
         )
-        return _whole(norm)
+        return whole(norm)
 
     def to_device(self, data: Any) -> Any:
         return data if self.on_cpu else self.fabric.to_device(data)
@@ -219,12 +237,12 @@ def engine(
     """The engine that fits: Fabric's where there is a Fabric.
 
     Raises:
-        ValueError: the config asks for what only a Fabric does, and there is none.
+        SetupError: the config asks for what only a Fabric does, and there is none.
     """
     wanted = [] if fabric is not None else asked_of_fabric(ddp, config)
     if wanted:
         how = "fabric=oellm_autoexp.trainer.launching.fabric_of(config.ddp, config.performance)"
-        raise ValueError(f"{wanted[0]} is set, which needs a Fabric, and none was given: pass {how}")
+        raise SetupError(f"{wanted[0]} is set, which needs a Fabric, and none was given: pass {how}")
     kind = Engine if fabric is None else FabricEngine
     return kind(model, list(optimizers), config, fabric)
 
@@ -234,7 +252,10 @@ def compiled(model: nn.Module, config: PerformanceConfig) -> nn.Module:
     if not config.compile_model:
         return model
     options = {"backend": config.compile_backend} if config.compile_backend else {}
-    faster: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
+    try:
+        faster: nn.Module = torch.compile(model, **options)  # type: ignore[call-overload]
+    except RuntimeError as error:
+        raise SetupError(str(error).splitlines()[0], where="performance.compile_backend") from error
     return faster
 
 
@@ -248,7 +269,8 @@ def _unsynced(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def _whole(norm: Tensor) -> Tensor:
+def whole(norm: Tensor) -> Tensor:
+    """A figure of all shards; every rank has to call it."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from oellm_autoexp.errors import TrainerError
@@ -66,6 +67,8 @@ class HookManager:
         self.hooks: list[TrainerHooks] = []
         self._continue = continue_on_error
         self._calls: dict[str, list[tuple[Callable[..., Any], int]]] = {}
+        #: Of the event under way: those that are still to be told.
+        self._untold: Iterator[tuple[Callable[..., Any], int]] = iter(())
 
     def register_hook(self, hook: TrainerHooks) -> None:
         """Add a hook behind those that are there.
@@ -100,15 +103,29 @@ class HookManager:
         calls = self._calls.get(event)
         if calls is None:
             return
-        for method, taken in calls:
-            try:
-                method(*arguments[:taken])
-            except Exception as error:
-                what = f"{method.__qualname__} failed: {type(error).__name__}: {error}"
-                if not self._continue:
-                    hint = "repair the hook, or set hooks.continue_on_hook_error"
-                    raise TrainerError(what, hint=hint) from error
-                _log.warning("%s (training goes on)", what, exc_info=True)
+        outer, self._untold = self._untold, iter(calls)
+        try:
+            for method, taken in self._untold:
+                self._tell(method, arguments[:taken])
+        finally:
+            self._untold = outer
+
+    def _tell(self, method: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        try:
+            method(*arguments)
+        except Exception as error:
+            what = f"{method.__qualname__} failed: {type(error).__name__}: {error}"
+            if not self._continue:
+                hint = "repair the hook, or set hooks.continue_on_hook_error"
+                raise TrainerError(what, hint=hint) from error
+            _log.warning("%s (training goes on)", what, exc_info=True)
+
+    @property
+    def state_unsettled(self) -> bool:
+        """Whether hooks with a state are still to be told of the event under way."""
+        return any(
+            hasattr(getattr(method, "__self__", None), "state_dict") for method, _ in copy(self._untold)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The states of hooks that have one, by class name and place."""

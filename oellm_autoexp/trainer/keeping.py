@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.checkpoints.record import ALIASES, CommitRecord, Kind, NameTemplate
 from oellm_autoexp.core.experiment import CheckpointConfig
-from oellm_autoexp.errors import CheckpointTimeoutError, PreemptionTimeoutError
+from oellm_autoexp.errors import CheckpointError, CheckpointTimeoutError, PreemptionTimeoutError
 from oellm_autoexp.trainer import state
 from oellm_autoexp.trainer.config import GenericTrainerConfig
 from oellm_autoexp.trainer.engine import Engine
@@ -66,6 +66,14 @@ class Keeper:
 
     # ------------------------------------------------------------ when
 
+    def claim(self) -> None:
+        """Nobody else may write there from now on; every rank has to call it.
+
+        Raises:
+            CheckpointError: somebody does already, or nobody can.
+        """
+        self._engine.agreed(lambda: self._saver.claim())
+
     def begin(self, logger: Logger) -> None:
         """Training begins: complete checkpoints are told to the logger from now on."""
         self._logger = logger
@@ -111,6 +119,9 @@ class Keeper:
         """Write a checkpoint; every rank has to call it. Nothing is written where nothing has changed since
         the last one. An emergency has `limit_s` seconds.
 
+        One that could not be written in the background is told of when the next one is due, which is waited
+        for: training ends where that fails, too.
+
         Raises:
             PreemptionTimeoutError, CheckpointTimeoutError: it took too long.
             CheckpointError: it could not be written.
@@ -119,13 +130,20 @@ class Keeper:
         began = time.monotonic()
         if kind != "emergency":
             limit_s = self._config.fault_tolerance.checkpoint_timeout_sec
-        self._wait(kind, limit_s)
+        failed = False
+        try:
+            self._wait(kind, limit_s)
+        except CheckpointError as error:
+            failed = True
+            _log.error("%s\nthis one is tried now", error)
         position = asdict(trainer.at)
-        if position != self._last:
+        if failed or position != self._last:
             payload = state.capture(trainer, phase, time.time())
-            self._path = self._engine.told(self._written(payload, kind, trainer))
-            self._last = position
-        if kind != "regular":
+            written = self._engine.agreed(lambda: self._written(payload, kind, trainer))
+            self._path = self._engine.told(written)
+            # What hooks keep may be other than this when all of them have been told.
+            self._last = None if trainer.hook_manager.state_unsettled else position
+        if failed or kind != "regular":
             self._wait(kind, limit_s - (time.monotonic() - began))
             self._engine.barrier()
         self._saved_at = time.monotonic()
@@ -139,7 +157,8 @@ class Keeper:
             step=at.global_step,
             epoch=at.epoch,
             kind=kind,
-            metrics=at.val_metrics,
+            # Those of weights before are none of these.
+            metrics=at.val_metrics if at.validated_at == at.global_step else {},
             saved_at=saved_at,
             world_size=self._engine.world_size,
             extra={"phase": payload["resume_state"]["phase"], "epoch_batches": at.epoch_batches},
@@ -147,7 +166,7 @@ class Keeper:
         return self._saver.save(payload, record)
 
     def _wait(self, kind: Kind, limit_s: float) -> None:
-        done = self._saver.wait(max(0.0, limit_s))
+        done = self._engine.agreed(lambda: self._saver.wait(max(0.0, limit_s)))
         if self._engine.highest([not done])[0]:
             what = f"the checkpoint was not on disk after {limit_s:.0f} s"
             if kind == "emergency":

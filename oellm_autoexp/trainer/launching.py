@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from oellm_autoexp.core.experiment import DDPConfig, PerformanceConfig
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError
 from oellm_autoexp.trainer.config import is_set
 from oellm_autoexp.trainer.engine import asked_of_fabric
 
@@ -23,7 +23,7 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
     process is enough.
 
     Raises:
-        TrainerError: Lightning is needed and missing, or cannot do what the config says on this machine.
+        SetupError: Lightning is needed and missing, or cannot do what the config says on this machine.
     """
     try:
         from lightning.fabric import Fabric
@@ -31,7 +31,7 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
     except ImportError:
         if asked_of_fabric(ddp, performance) or _tasks() > 1:
             hint = "pip install 'oellm-autoexp[fabric]'"
-            raise TrainerError("Lightning is not installed here", where="ddp", hint=hint) from None
+            raise SetupError("Lightning is not installed here", where="ddp", hint=hint) from None
         return None
     # With Slurm's programs on the PATH this is said of every process that srun has not started.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
@@ -48,9 +48,19 @@ def fabric_of(ddp: DDPConfig, performance: PerformanceConfig) -> Any:
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         # As Lightning refuses devices that are not here, and what does not go together.
         what, hint = f"Fabric cannot be set up: {error}", "look at ddp and at performance.precision"
-        raise TrainerError(what, where="ddp", hint=hint) from error
+        raise SetupError(what, where="ddp", hint=hint) from error
     fabric.launch()
     return fabric
+
+
+def part() -> None:
+    """End the process group, behind all that ranks do together.
+
+    A thread of gloo's that is still alive when the interpreter ends may abort the process, and its exit code
+    is lost. A rank that has failed does not wait for the others so.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def precision_of(ddp: DDPConfig, performance: PerformanceConfig) -> str:
@@ -117,7 +127,7 @@ def _strategy(ddp: DDPConfig, processes: int) -> Any:
     own = [name for name in of_ddp if is_set(ddp, name)]
     if own and ddp.strategy not in ("auto", "ddp"):
         what = f"{', '.join(own)} is for the strategy ddp, and the strategy is {ddp.strategy}"
-        raise TrainerError(what, where="ddp", hint="leave it out, or give a Fabric of your own")
+        raise SetupError(what, where="ddp", hint="leave it out, or give a Fabric of your own")
     if sharding:
         return ModelParallelStrategy(
             _shard,
@@ -147,10 +157,24 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     data = mesh["data_parallel"]
-    lists = [each for each in model.modules() if isinstance(each, (nn.ModuleList, nn.Sequential))]
-    nested = {id(inner) for outer in lists for block in outer for inner in block.modules()}
-    for block in (block for each in lists if id(each) not in nested for block in each):
-        if any(True for _ in block.children()):
-            fully_shard(block, mesh=data)
-    fully_shard(model, mesh=data)
+    for block in _blocks(model, within_list=isinstance(model, nn.Sequential)):
+        fully_shard(block, mesh=data)
+    try:
+        fully_shard(model, mesh=data)
+    except ValueError as error:
+        raise SetupError(f"the model cannot be sharded: {error}", where="ddp.strategy: fsdp") from error
     return model
+
+
+def _blocks(module: nn.Module, *, within_list: bool) -> dict[nn.Module, None]:
+    """Parts with parts of their own that are items of the outermost lists, each once; a list or a mapping is
+    none itself, since it is never called."""
+    found: dict[nn.Module, None] = {}
+    for part in module.children():
+        called = not isinstance(part, (nn.ModuleList, nn.ModuleDict))
+        if within_list and called and any(True for _ in part.children()):
+            found[part] = None
+        elif not (within_list and called):
+            listed = within_list or isinstance(part, (nn.ModuleList, nn.Sequential))
+            found.update(_blocks(part, within_list=listed))
+    return found

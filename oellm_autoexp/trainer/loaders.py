@@ -65,7 +65,10 @@ class LoaderSet:
         save_dataset_state: bool = False,
     ) -> None:
         self.names = _names(loaders, names or config.dataloader_names, phase)
-        self._config = replace(config, dataloader_names=self.names)
+        try:
+            self._config = replace(config, dataloader_names=self.names)
+        except ValueError as error:
+            raise refused(str(error)) from None
         self._plain = plain(self._config)
         self._seed, self._phase = seed, phase
         self._rank, self._world = _world(fabric)
@@ -122,6 +125,11 @@ class LoaderSet:
         self._resumed = self._pending = False
         self._reading += 1
         return self._batches(self._reading)
+
+    def rewind(self) -> None:
+        """Let the next epoch begin with the first batches of each loader, also of one that ends nowhere."""
+        for source in self._sources:
+            source.rewind()
 
     def consumed(self) -> None:
         """The latest batch has been used; a state that is asked for now is behind it."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from oellm_autoexp.core.experiment import LOGGERS, LoggingConfig
-from oellm_autoexp.errors import TrainerError
+from oellm_autoexp.errors import SetupError
 
 _log = logging.getLogger("oellm_autoexp.trainer")
 
@@ -174,10 +174,14 @@ class CSVLogger(Logger):
         if resumed_at and path.exists():
             with path.open(newline="") as before:
                 kept = [row for row in csv.reader(before) if len(row) == 3 and _up_to(row[0], resumed_at)]
-        self._file = path.open("w", newline="")
+        # Beside the old file, which counts until this one is whole.
+        temporary = path.with_name(f"{path.name}.new")
+        self._file = temporary.open("w", newline="")
         self._rows = csv.writer(self._file)
         self._rows.writerow(("step", "metric", "value"))
         self._rows.writerows(kept)
+        self._file.flush()
+        temporary.replace(path)
 
     def log_metrics(self, metrics: Metrics, step: int) -> None:
         self._rows.writerows((step, name, repr(value)) for name, value in metrics.items())
@@ -424,7 +428,7 @@ def create_logger(
     before; a CSV file lies there, too, unless it is named. `resumed_at`: the step that is gone on from.
 
     Raises:
-        TrainerError: the package of a tracker is not installed.
+        SetupError: the package of a tracker is not installed.
     """
     ids = _RunIds(directory / "tracker_runs.json")
     shown = shown or {}
@@ -442,10 +446,10 @@ def create_logger(
     for kind in _kinds(config):
         try:
             made.append(makers[kind]())
-        except TrainerError:
+        except SetupError:
             raise
         except Exception as error:  # noqa: BLE001 - trackers fail in their own ways
-            _log.warning("%s could not begin, and training goes on without it: %s", kind, error)
+            _log.warning("%s cannot begin, and training goes on without it: %s", kind, error)
     return CompositeLogger(made)
 
 
@@ -487,8 +491,8 @@ class _RunIds:
         return known[tracker]
 
 
-def _missing(logger: str, package: str) -> TrainerError:
-    return TrainerError(
+def _missing(logger: str, package: str) -> SetupError:
+    return SetupError(
         f"the package `{package}` is not installed here",
         where=f"logging.logger_type: {logger}",
         hint=f"pip install {package}, or choose another logger",

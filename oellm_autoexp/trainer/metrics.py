@@ -193,33 +193,43 @@ def _added(one: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 class MetricsManager:
-    """The figures of a training: of the running interval, of the running epoch, and the best so far."""
+    """The figures of a training: of the running interval, of the running epoch, and the best so far.
+
+    `window`: so many batches can be taken back.
+    """
 
     def __init__(
         self,
         train_loader_names: Sequence[str] = (),
         val_loader_names: Sequence[str] = (),
         aggregation_strategy: AggregationStrategy = AggregationStrategy.WEIGHTED_AVERAGE,
+        *,
+        window: int = 1,
     ) -> None:
         self.train_loader_names = tuple(train_loader_names)
         self.val_loader_names = tuple(val_loader_names)
         self.strategy = AggregationStrategy(aggregation_strategy)
         self._interval, self._epoch = Tally(), Tally()
+        self._window, self._most = window, _WAITING + window
         self._waiting: list[_Report] = []
         self._best: dict[str, list[float]] = {}
 
     def add_train_batch(self, loader: str, values: Values, samples: int) -> None:
         """What a batch of training reports; it counts for the interval and for the epoch."""
         self._waiting.append((loader, values, samples))
-        if len(self._waiting) >= _WAITING:
-            self._settle()
+        if len(self._waiting) >= self._most:
+            self._settle(len(self._waiting) - self._window)
 
-    def _settle(self) -> None:
+    def take_back(self, batches: int) -> None:
+        """The latest batches do not count: nothing was learned of them."""
+        del self._waiting[-batches:]
+
+    def _settle(self, batches: int | None = None) -> None:
         if self._waiting:
-            found = columns(self._waiting)
+            found = columns(self._waiting[:batches])
             self._interval.fold(found)
             self._epoch.fold(found)
-            self._waiting.clear()
+            del self._waiting[:batches]
 
     def end_interval(self) -> Tally:
         """The interval that ends here."""

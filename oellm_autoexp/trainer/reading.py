@@ -6,6 +6,7 @@ The orchestrator reads the same keys with `config.experiments`; a test holds the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -15,6 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from oellm_autoexp.core.experiment import ExperimentConfig
 from oellm_autoexp.errors import ConfigurationError, Fault, ValidationError, did_you_mean
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 #: Other spellings, as everywhere.
 _ALIASES = {"trainer": "training"}
@@ -28,9 +31,11 @@ def read_file(path: Path) -> ExperimentConfig:
         ValidationError: what it says cannot be; every mistake of one level at a time.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(Fault(what=f"cannot be read: {error.strerror}", file=str(path))) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(Fault(what=f"is no text in UTF-8: {error}", file=str(path))) from None
     return read_text(text, str(path), yaml=path.suffix in (".yaml", ".yml"))
 
 
@@ -52,8 +57,11 @@ def _yaml(text: str, source: str) -> Any:
     except ImportError:
         hint = "pip install pyyaml, or write the config as JSON"
         raise ConfigurationError(Fault(what="PyYAML is not installed", file=source, hint=hint)) from None
+    # PyYAML takes 1e-4 for text, for want of a dot.
+    reader = type("Reader", (yaml.SafeLoader,), {})
+    reader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))  # type: ignore[attr-defined]
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, reader)
     except yaml.YAMLError as error:
         raise ConfigurationError(Fault(what=f"is no YAML: {error}", file=source)) from None
 
@@ -70,7 +78,9 @@ def experiment(data: Any) -> ExperimentConfig:
         if isinstance(training, Mapping) and "batch_size" in training:
             rest = {key: value for key, value in training.items() if key != "batch_size"}
             given = data.get("data") or {}
-            data = {**data, "training": rest, "data": {"batch_size": training["batch_size"], **given}}
+            if isinstance(given, Mapping):
+                given = {"batch_size": training["batch_size"], **given}
+            data = {**data, "training": rest, "data": given}
     made: ExperimentConfig = _part(ExperimentConfig, data, "")
     return made
 
@@ -111,7 +121,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         if isinstance(choice, type) and issubclass(choice, Enum):
             if value in [each.value for each in choice]:
                 return choice(value)
-            if value in choice.__members__:
+            if isinstance(value, str) and value in choice.__members__:
                 return choice[value]
         elif is_dataclass(choice) and isinstance(value, Mapping):
             return _part(choice, value, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import threading
@@ -77,6 +78,15 @@ class Saver:
         self.close()
 
     # ---- writing
+
+    def claim(self) -> None:
+        """Keep others from writing, before there is anything to write.
+
+        Raises:
+            CheckpointError: another process writes here, or nobody can.
+        """
+        if self._rank == 0:
+            self.store.claim()
 
     def save(self, state: Mapping[str, Any], record: CommitRecord, *, blocking: bool = False) -> Path:
         """Save a state; where the checkpoint is, or will be. `record.files` and its `number` are filled in.
@@ -280,7 +290,9 @@ class Saver:
             if isinstance(said, CheckpointError):
                 raise said
             record = said
-            self._tried(said, loaded, like, map_location)
+            # Where it cannot be used at all, rank 0 says so.
+            with contextlib.suppress(CheckpointError):
+                self._tried(said, loaded, like, map_location)
         return (record, loaded[-1]) if record is not None else None
 
     def _tried(

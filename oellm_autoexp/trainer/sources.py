@@ -54,6 +54,9 @@ class Source(Protocol):
     def begin(self, epoch: int) -> None:
         """Begin an epoch."""
 
+    def rewind(self) -> None:
+        """Go back to where it first began, in the middle of a pass too."""
+
     def take(self) -> Any:
         """The next batch. Raises LoaderError where there is none."""
 
@@ -180,6 +183,9 @@ class MapSource:
     def begin(self, epoch: int) -> None:
         if self._share is not None or not self._done:
             self._go(epoch, 0, 0, 0)
+
+    def rewind(self) -> None:
+        self._go(0, 0, 0, 0)
 
     def take(self) -> Any:
         if self._share and self._done >= self._share.batches(self._start):

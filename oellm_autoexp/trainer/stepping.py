@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from oellm_autoexp.errors import TrainerError, did_you_mean
+from oellm_autoexp.errors import SetupError, TrainerError, did_you_mean
 
 Interval = Literal["step", "epoch"]
 
@@ -28,7 +28,7 @@ def scheduled(given: Any, interval: Interval) -> Scheduled:
     `scheduler`, `interval` and `monitor`. One that looks at a metric steps with epochs, by `val/loss`.
 
     Raises:
-        ValueError: an interval that is neither.
+        SetupError: an interval that is neither.
     """
     monitor = None
     if isinstance(given, Scheduled):
@@ -39,7 +39,7 @@ def scheduled(given: Any, interval: Interval) -> Scheduled:
     elif isinstance(given, tuple):
         given, interval = given
     if interval not in ("step", "epoch"):
-        raise ValueError(f"the interval of a scheduler must be step or epoch, got {interval!r}")
+        raise SetupError(f"the interval of a scheduler must be step or epoch, got {interval!r}")
     if isinstance(given, ReduceLROnPlateau):
         return Scheduled(given, "epoch", monitor or "val/loss")
     return Scheduled(given, interval, monitor)

@@ -51,6 +51,8 @@ class StreamSource:
         self._iterator: Iterator[Any] | None = None
         #: A state, and after how many batches of the pass it was taken.
         self._known: tuple[int, Any] = (0, None)
+        #: The state before the very first batch.
+        self._first: Any = None
         #: Whether what was restored is the end of a pass.
         self._ended = False
         try:
@@ -73,6 +75,11 @@ class StreamSource:
     def begin(self, epoch: int) -> None:
         if self._finish() or self._ended or not self._done:
             self._go(epoch, 0)
+
+    def rewind(self) -> None:
+        if self._stateful is not None and self._first is not None:
+            self._stateful.load_state_dict(copy.deepcopy(self._first))
+        self._go(0, 0)
 
     def take(self) -> Any:
         length = self.length
@@ -143,6 +150,8 @@ class StreamSource:
         if self._stateful is not None and not self._done and self._known[1] is None:
             with aside(self._seed()):
                 self._known = (0, copy.deepcopy(self._stateful.state_dict()))
+            if self._first is None:
+                self._first = self._known[1]
 
     def _seed(self) -> int:
         return self._seed_of(self._epoch, self._cycle, "stream")

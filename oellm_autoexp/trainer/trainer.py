@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from oellm_autoexp.core.experiment import ExperimentConfig
-from oellm_autoexp.errors import PreemptionTimeoutError, TrainerError
+from oellm_autoexp.errors import CheckpointError, PreemptionTimeoutError, SetupError, TrainerError
 from oellm_autoexp.trainer import builtin_hooks, state
 from oellm_autoexp.trainer.beginning import Beginning, as_list
 from oellm_autoexp.trainer.config import GenericTrainerConfig, trainer_config
@@ -48,7 +48,7 @@ class GenericTrainer(Beginning):
     Model and optimizers are set up with Fabric here, unless they are already: use `trainer.model`.
 
     Raises:
-        ValueError: what is given does not fit together.
+        SetupError (a ValueError): what is given does not fit together.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class GenericTrainer(Beginning):
         _log.setLevel(config.logging.console_log_level)
         bare = as_list(optimizers if optimizers is not None else optimizer)
         if not bare:
-            raise ValueError("optimizers must hold at least one optimizer")
+            raise SetupError("optimizers must hold at least one optimizer")
         self._engine = engine(model, bare, config.performance, config.ddp, fabric)
         self.fabric, self.model, self.optimizers = fabric, self._engine.model, self._engine.optimizers
         self.device = self._engine.device
@@ -77,12 +77,12 @@ class GenericTrainer(Beginning):
         self._owners = [_owner(each.scheduler, bare) for each in self._scheduled]
         wrong = [each for each in config.per_loader_optimizer_id or () if each >= len(bare)]
         if wrong:
-            raise ValueError(f"per_loader_optimizer_id names optimizer {wrong[0]}, and there are {len(bare)}")
+            raise SetupError(f"per_loader_optimizer_id names optimizer {wrong[0]}, and there are {len(bare)}")
         self.hook_manager = HookManager(continue_on_error=config.hooks.continue_on_hook_error)
         for hook in builtin_hooks.configured(config):
             self.hook_manager.register_hook(hook)
         self.at = state.Position()
-        self.metrics = MetricsManager()
+        self.metrics = MetricsManager(window=config.performance.gradient_accumulation_steps)
         self.logger: Logger = Logger()
         self.early_stopping: EarlyStopping | None = None
         if config.early_stopping_patience and config.validation.early_stopping_source != "hook":
@@ -104,7 +104,7 @@ class GenericTrainer(Beginning):
         )
         self._configured: tuple[Any, Any] = (None, None)
         self._seed: int | None = None
-        self._within_step = False
+        self._within_step = self._saving = False
         self._nonfinite: Any = False
         self._losses: list[Any] = []
         self._norms: dict[str, Any] = {}
@@ -155,43 +155,37 @@ class GenericTrainer(Beginning):
         `preemption.resume_from_latest_symlink` off, the checkpoint to go on from ("latest", or a path).
 
         Raises:
-            ValueError: there is no training step, or no loader.
+            SetupError (a ValueError): there is no training step, or no loader.
             Preempted: a signal or the time limit said to leave; a checkpoint is on disk.
             TrainerError: training cannot go on.
             CheckpointError: there are checkpoints, and none can be used.
         """
-        ended: Ended = "failed"
-        # Of an optimizer step that an earlier call has given up nothing is left.
-        self._within_step, self._losses = False, []
-        self._clear_gradients()
         with self._signals:
             try:
-                self._prepare(train_loaders, val_loaders, max_epochs)
-                self._restore(resume_from_checkpoint)
-                if self._finished():
+                self._prepare(train_loaders, val_loaders, max_epochs, resume_from_checkpoint)
+                if self._nothing_left():
                     self._phases.advance(P.TRAINING_COMPLETE)
                     _log.info("this training is complete: %s steps", self.at.global_step)
-                    ended = "finished"
-                    return
-                self._start()
-                while not self._finished():
-                    self._train_epoch()
-                    if self.at.batches_done:
-                        self._end_epoch()
-                self._complete()
-                ended = "finished"
-            except (Preempted, PreemptionTimeoutError, KeyboardInterrupt):
-                ended = "left"
-                self._advance_if_running(P.ERROR_RECOVERABLE)
-                raise
-            except BaseException:
-                self._advance_if_running(P.ERROR_FATAL)
-                raise
-            finally:
+                else:
+                    self._start()
+                    self._train_epochs()
+                    self._complete()
+            except BaseException as error:
+                again = isinstance(error, (Preempted, PreemptionTimeoutError, KeyboardInterrupt))
+                self._advance_if_running(P.ERROR_RECOVERABLE if again else P.ERROR_FATAL)
                 try:
-                    self._keeper.close()
-                finally:
-                    self.logger.close(ended)
+                    self._close("left" if again else "failed")
+                except CheckpointError as other:
+                    # What ended the training is what is to be told.
+                    _log.error("%s", other)
+                raise
+            self._close("finished")
+
+    def _close(self, ended: Ended) -> None:
+        try:
+            self._keeper.close()
+        finally:
+            self.logger.close(ended)
 
     def configure_loaders(self, train_loaders: Any, val_loaders: Any = None) -> None:
         """The loaders that `fit_configured` uses."""
@@ -202,14 +196,23 @@ class GenericTrainer(Beginning):
         train_loaders, val_loaders = self._configured
         self.fit(train_loaders, val_loaders)
 
+    def _train_epochs(self) -> None:
+        """Also where training is over but for the end of its last epoch."""
+        while True:
+            self._train_epoch()
+            if self.at.batches_done:
+                self._end_epoch()
+            if self._finished():
+                return
+
     def _train_epoch(self) -> None:
         """The rest of an epoch: each batch from its loading to the step of the optimizer."""
         at, phase, hooks = self.at, self._phases.advance, self.hook_manager
         if at.validation_due:
             self._validate()
-        if at.batches_done or self._finished():
+        if at.batches_done or (self._finished() and not self._epoch_is_over()):
             return
-        if at.epoch_batches == 0 and self.phase is not P.TRAIN_START_EPOCH:
+        if at.epoch_batches == 0 and P.TRAIN_START_EPOCH in self._phases.follows():
             phase(P.TRAIN_START_EPOCH)
             hooks.call("on_epoch_start", self, at.epoch)
         asked = time.perf_counter()
@@ -239,7 +242,7 @@ class GenericTrainer(Beginning):
             self._within_step = False
             self._seconds["step"] += time.perf_counter() - asked
             self._between_steps(stepped)
-            if self._finished():
+            if self._finished() and not self._epoch_is_over():
                 return
             asked = time.perf_counter()
         self._end_batches()
@@ -303,10 +306,6 @@ class GenericTrainer(Beginning):
             if each.interval == "step" and (owner is None or owner in used):
                 each.scheduler.step()
 
-    def _clear_gradients(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
     def _healthy(self) -> bool:
         """Whether the losses of a window are numbers; else what the config says has been done.
 
@@ -330,6 +329,7 @@ class GenericTrainer(Beginning):
             return True
         self.at.nonfinite += 1
         self._clear_gradients()
+        self.metrics.take_back(len(losses))
         if self.at.nonfinite > limits.max_nonfinite:
             raise self._nonfinite_error(f"for the {self.at.nonfinite}th time in a row")
         self._phases.advance(P.ERROR_RECOVERABLE)
@@ -350,16 +350,21 @@ class GenericTrainer(Beginning):
 
     # ------------------------------------------------------------ the end
 
-    def _finished(self) -> bool:
-        at, most = self.at, self.config.max_steps
-        return (
-            bool(at.finished) or at.epoch >= self._max_epochs or (most is not None and at.global_step >= most)
-        )
+    def _unvalidated(self) -> bool:
+        """Whether training has ended within an epoch, with weights that were not validated."""
+        ended = self._phases.boundary is P.TRAIN_BATCH_END and self._validation is not None
+        return ended and self.at.validated_at != self.at.global_step
+
+    def _nothing_left(self) -> bool:
+        """Whether it was complete when it was left: not behind its last step, before what comes then."""
+        at = self.at
+        open_end = at.validation_due or at.batches_done or self._epoch_is_over() or self._unvalidated()
+        return self._finished() and not open_end
 
     def _complete(self) -> None:
         """A last validation where training ended within an epoch, a last checkpoint, and hooks."""
-        unseen = self.phase is P.TRAIN_BATCH_END and self.at.validated_at != self.at.global_step
-        if self._validation is not None and unseen:
+        if self._unvalidated():
+            self.at.validation_due = True
             self._validate()
         self._save("final")
         self._phases.advance(P.TRAINING_COMPLETE)

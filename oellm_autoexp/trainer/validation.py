@@ -46,6 +46,7 @@ class Validation:
         phase(P.VAL_START_EPOCH)
         hooks.call("on_validation_start", trainer, trainer.at.epoch)
         tally = Tally()
+        self.loaders.rewind()
         with rng.untouched(), torch.no_grad(), _evaluating(trainer.model):
             for batch in self.loaders.epoch(0):
                 phase(P.VAL_BATCH_LOAD)

@@ -147,6 +147,17 @@ def test_torchrun_hands_on_the_signals_that_a_training_leaves_by() -> None:
         ({"experiment": {"ddp": {"num_nodes": 2}}}, r"backend\.launcher: starts processes on one node"),
         ({"experiment": {"slurm": {"mem": "7G"}}}, r"backend\.experiment\.slurm: does nothing here"),
         ({"experiment": {}}, r"backend\.experiment\.ddp\.devices: is missing"),
+        ({"experiment": {}, "launcher": "srun"}, r"ddp\.devices: is missing for srun"),
+        (
+            {
+                "experiment": {
+                    "training": {"max_grad_norm": 2.0},
+                    "performance": {"clip_grad_norm": 3.0},
+                    "ddp": {"devices": 1},
+                }
+            },
+            r"backend\.experiment: performance\.clip_grad_norm is 3\.0 and training\.max_grad_norm is 2\.0",
+        ),
     ],
 )
 def test_an_experiment_that_cannot_be_trained_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -267,6 +267,35 @@ def test_a_csv_file_goes_on_behind_the_step_that_is_gone_on_from(tmp_path: Path)
     assert rows == ["step,metric,value", "1,loss,1.0", "2,loss,0.5", "3,loss,0.25"]
 
 
+def test_a_csv_file_is_whole_whenever_a_training_is_killed(tmp_path: Path) -> None:
+    """What was kept of it is there before the first line of the next attempt."""
+    config = LoggingConfig(logger_type="csv")
+    first = loggers.create_logger(config, directory=tmp_path)
+    first.log_metrics({"loss": 1.0}, 1)
+    first.close()
+    again = loggers.create_logger(config, directory=tmp_path, resumed_at=1)
+    found = (tmp_path / "metrics.csv").read_text().split()
+    again.close()
+    assert found == ["step,metric,value", "1,loss,1.0"]
+
+
+def test_what_is_taken_back_never_counts() -> None:
+    """However many batches have waited to be added up."""
+    metrics = MetricsManager(window=3)
+    for number in range(1026):
+        metrics.add_train_batch("a", {"loss": float(number)}, 1)
+    metrics.take_back(3)
+    assert metrics.end_epoch().batches == {"a": 1023}
+
+
+def test_a_logger_that_cannot_begin_hinders_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    config = LoggingConfig(logger_type="csv", csv_path=str(tmp_path / "file" / "metrics.csv"))
+    logger = loggers.create_logger(config, directory=tmp_path)
+    logger.log_metrics({"loss": 1.0}, 1)
+    assert "csv cannot begin" in caplog.text
+
+
 def test_a_logger_that_fails_hinders_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """It is said once."""
 
@@ -398,13 +427,12 @@ def test_an_experiment_says_how_it_is_trained() -> None:
     assert found.performance.compile_model
     assert found.checkpoint.save_every_n_steps == 7
     assert trainer_config(found) is found
-    both = ExperimentConfig(
-        experiment_name="x",
-        training=TrainingConfig(gradient_accumulation_steps=4),
-        performance=PerformanceConfig(gradient_accumulation_steps=2),
-    )
     with pytest.raises(ValueError, match=r"performance\.gradient_accumulation_steps is 2"):
-        trainer_config(both)
+        ExperimentConfig(
+            experiment_name="x",
+            training=TrainingConfig(gradient_accumulation_steps=4),
+            performance=PerformanceConfig(gradient_accumulation_steps=2),
+        )
 
 
 CONFIGS: list[Any] = [
@@ -425,6 +453,10 @@ CONFIGS: list[Any] = [
     {"experiment_name": "x", "training": {"max_epochs": 1.5}},
     {"experiment_name": "x", "logging": {"logger_type": "paper"}},
     {"experiment_name": "x", "tags": "ab"},
+    {"experiment_name": "x", "training": {"batch_size": 2}, "data": "text"},
+    {"experiment_name": "x", "validation": {"aggregation": []}},
+    {"experiment_name": "x", "training": {"use_amp": False}, "performance": {"use_amp": True}},
+    {"experiment_name": "x", "training": {"max_grad_norm": 2.0}, "performance": {"clip_grad_norm": 3.0}},
     {},
     [],
 ]
@@ -456,9 +488,13 @@ def test_mistakes_in_a_config_are_said_with_their_keys(tmp_path: Path) -> None:
         reading.read_file(file)
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         reading.read_file(tmp_path / "none.json")
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match="is no text in UTF-8"):
+        reading.read_file(file)
     file = tmp_path / "x.yaml"
-    file.write_text("experiment_name: x\ntraining: {max_epochs: 3}\n")
-    assert reading.read_file(file).training.max_epochs == 3
+    file.write_text("experiment_name: x\ntraining: {max_epochs: 3}\noptimizer: {lr: 1e-4}\n")
+    found = reading.read_file(file)
+    assert (found.training.max_epochs, found.optimizer.lr) == (3, 0.0001)
 
 
 # ---------------------------------------------------------------- from names
@@ -466,6 +502,67 @@ def test_mistakes_in_a_config_are_said_with_their_keys(tmp_path: Path) -> None:
 
 def config_of(**sections: Any) -> ExperimentConfig:
     return reading.experiment({"experiment_name": "x", **sections})
+
+
+class Line(nn.Module):
+    """A model with a loss."""
+
+    def __init__(self, trained: bool = True) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 1).requires_grad_(trained)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.line(inputs)
+
+    @staticmethod
+    def training_step(trainer: Any, batch: Any, *_: Any) -> Any:
+        return trainer.model(batch).sum()
+
+
+def four_batches() -> list[list[torch.Tensor]]:
+    return [[torch.ones(2, 2)] * 4]
+
+
+def no_loaders() -> None: ...
+
+
+HERE = "test_trainer_parts"
+WEIGHTED = {"sampling_strategy": "weighted", "dataloader_weights": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"type": f"{HERE}.Lime"}}, "model.type: `test_trainer_parts.Lime` cannot be found"),
+        ({"model": {"type": f"{HERE}.HERE"}}, "which cannot be called"),
+        ({"model": {"type": f"{HERE}.Line", "trained": False}}, "has no parameter that wants a gradient"),
+        ({"data": {"dataset_name": f"{HERE}.no_loaders"}}, "no_loaders: gives no loaders"),
+        ({"optimizer": {"custom_params": {"nope": 1}}}, "optimizer.custom_params: AdamW"),
+        ({"scheduler": {"type": "cosine"}}, "set scheduler.max_steps"),
+        ({"train_loader_config": WEIGHTED}, "dataloader_weights has 2 items for 1"),
+        ({"validation": {"aggregation": "custom"}}, "call set_validation_aggregation"),
+        ({"hooks": {"hook_classes": [f"{HERE}.Line"]}}, "is no class of TrainerHooks"),
+        ({"custom_params": {"training_step": 3}}, "custom_params.training_step: must be a dotted path"),
+        ({"performance": {"precision": "64-bits"}}, "Fabric cannot be set up: Precision '64-bits'"),
+        ({"performance": {"compile_model": True, "compile_backend": "no"}}, "compile_backend: Invalid"),
+        ({"training": {"early_stopping_patience": 1}}, "there are no validation loaders"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_ends_with_its_key_and_exit_code_2(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From which the orchestrator sees that no restart will mend it."""
+    config: dict[str, Any] = {
+        "experiment_name": "x",
+        "model": {"type": f"{HERE}.Line"},
+        "data": {"dataset_name": f"{HERE}.four_batches"},
+        "training": {"max_epochs": 1},
+        "checkpoint": {"root_dir": str(tmp_path)},
+        "ddp": {"accelerator": "cpu"},
+        "deterministic": False,
+    }
+    assert program.main(["--json", json.dumps({**config, **changes})]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_names_are_registered_or_dotted_paths() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import signal
 import time
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from oellm_autoexp.checkpoints.effects import Disk
+from oellm_autoexp.checkpoints.local import LocalStore
 from oellm_autoexp.core.experiment import ExperimentConfig, TrainingConfig
 from oellm_autoexp.errors import AutoexpError
 from oellm_autoexp.trainer import (
     CheckpointConfig,
     CheckpointError,
+    EpochLengthPolicy,
     FaultToleranceConfig,
     GenericTrainer,
     GenericTrainerConfig,
@@ -38,6 +42,7 @@ from oellm_autoexp.trainer import (
     WarmStartConfig,
     WarmStartResult,
 )
+from oellm_autoexp.trainer.loggers import Logger
 
 #: Where Slurm's programs are installed, Fabric says so.
 pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available")
@@ -83,6 +88,8 @@ def made(
     adamw = lambda module: [torch.optim.AdamW(module.parameters(), lr=0.01)]  # noqa: E731
     made_optimizers = (optimizers or adamw)(module)
     checkpoint = config.pop("checkpoint", {})
+    if "config_hooks" in config:
+        config["hooks"] = config.pop("config_hooks")
     trainer = GenericTrainer(
         GenericTrainerConfig(
             seed=config.pop("seed", 3),
@@ -189,6 +196,214 @@ def test_steps_end_a_training_within_an_epoch_and_more_go_on_there(tmp_path: Pat
     whole = made(tmp_path / "b", max_steps=7)
     whole.fit(loader(), loader(4, 9), max_epochs=9)
     assert same(weights(short), weights(whole))
+
+
+class Killed(TrainerHooks):
+    """Ends the program at an event of a name, when its turn comes."""
+
+    def __init__(self, event: str, turn: int = 1) -> None:
+        self._turns = iter([False] * (turn - 1) + [True] + [False] * 10**4)
+        setattr(self, event, self._told)
+
+    def _told(self, trainer: Any) -> None:
+        if next(self._turns):
+            raise SystemExit(9)
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+@pytest.mark.parametrize("event", ["on_validation_start", "on_epoch_end", "on_train_end"])
+def test_what_comes_behind_the_last_step_is_not_left_out(tmp_path: Path, steps: int, event: str) -> None:
+    """The last validation, and the end of the epoch where training ends with it."""
+    ended: list[int] = []
+
+    class Ended(TrainerHooks):
+        def on_epoch_end(self, trainer: Any, epoch: int) -> None:
+            ended.append(epoch)
+
+    def trainer(directory: Path, *hooks: TrainerHooks) -> GenericTrainer:
+        return made(directory, hooks=hooks, max_steps=steps, checkpoint={"save_every_n_steps": 1})
+
+    whole = trainer(tmp_path / "whole", Ended())
+    whole.fit(loader(), loader(2))
+    assert whole.at.validated_at == steps
+    assert ended == ([0] if steps == 4 else [])
+    if steps == 4 or event != "on_epoch_end":
+        with pytest.raises(SystemExit):
+            trainer(tmp_path / "left", Killed(event)).fit(loader(), loader(2))
+    again = trainer(tmp_path / "left", Ended())
+    again.fit(loader(), loader(2))
+    assert again.at == whole.at
+    assert len(ended) == (0 if steps == 3 else 1 if event == "on_train_end" else 2)
+
+
+def test_a_signal_behind_the_last_step_leaves_the_rest_to_the_next_attempt(tmp_path: Path) -> None:
+    """Also where a hook wanted the end just then."""
+
+    class Both(TrainerHooks):
+        def on_after_optimizer_step(self, trainer: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.should_stop = True
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        made(tmp_path, hooks=(Both(),)).fit(loader(), loader(2), max_epochs=5)
+    again = made(tmp_path)
+    again.fit(loader(), loader(2), max_epochs=5)
+    assert (again.at.epoch, again.at.validated_at) == (1, 4)
+    assert again.phase is TrainerPhase.TRAINING_COMPLETE
+
+
+def test_the_best_checkpoint_is_one_whose_weights_were_validated(tmp_path: Path) -> None:
+    """Not a later one, which holds the figures of weights before."""
+    often = ValidationConfig(frequency=ValidationFrequency.EVERY_N_STEPS, every_n_steps=2)
+    trainer = made(tmp_path, validation=often, checkpoint={"save_every_n_steps": 1})
+    trainer.set_validation_step(lambda t, *_: {"loss": {2: 1.0}.get(t.global_step, 2.0)})
+    trainer.fit(loader(14), loader(2))
+    assert (trainer._keeper.directory / "best.ckpt").readlink().name == "epoch_000_step_000002.ckpt"
+
+
+def test_steps_alone_say_how_long_a_training_is(tmp_path: Path) -> None:
+    """For as many epochs as they take; no epochs at all are a mistake."""
+    trainer = made(tmp_path, max_steps=10)
+    trainer.fit(loader())
+    assert (trainer.global_step, trainer.at.epoch) == (10, 2)
+    with pytest.raises(ValueError, match="max_epochs must be above 0, got 0"):
+        made(tmp_path / "none").fit(loader(), max_epochs=0)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_one_trainer_may_be_asked_again(tmp_path: Path, automatic: bool) -> None:
+    """In a notebook, say: for more epochs, or behind a step function that failed within a window."""
+    resumes = PreemptionConfig(resume_from_latest_symlink=automatic)
+    fails = iter([False, True, *[False] * 100])
+
+    def sometimes(trainer: Any, batch: Any, *_: Any) -> dict[str, Any]:
+        loss = step(trainer, batch, 0, 0, "")
+        loss["loss"].backward()
+        if next(fails):
+            raise RuntimeError("a mistake")
+        trainer.model.zero_grad()
+        return step(trainer, batch, 0, 0, "")
+
+    by_two = PerformanceConfig(gradient_accumulation_steps=2)
+    still = lambda: nn.Linear(3, 1)  # noqa: E731 - draws nothing at random
+    trainer = made(tmp_path / "a", model=still, step=sometimes, preemption=resumes, performance=by_two)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        trainer.fit(loader())
+    trainer.set_training_step(step)
+    trainer.fit(loader())
+    trainer.fit(loader(), max_epochs=2)
+    whole = made(tmp_path / "b", model=still, preemption=resumes, performance=by_two)
+    whole.fit(loader(), max_epochs=2)
+    assert trainer.global_step == 4
+    assert same(weights(trainer), weights(whole))
+
+
+def test_without_a_seed_the_order_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """Whatever the program has drawn from torch meanwhile."""
+    seen: list[float] = []
+
+    def noting(trainer: Any, batch: Any, *rest: Any) -> dict[str, Any]:
+        seen.extend(batch[0][:, 0].tolist())
+        return step(trainer, batch, *rest)
+
+    with pytest.raises(Preempted):
+        made(tmp_path, seed=None, step=noting, hooks=(StopAt(2),)).fit(loader(shuffle=True))
+    again = made(tmp_path, seed=None, step=noting)
+    torch.manual_seed(77)
+    again.fit(loader(shuffle=True))
+    assert sorted(seen) == sorted(loader().dataset.tensors[0][:, 0].tolist())  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_may_hold_no_places_of_loaders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Then the epoch that was left begins anew, as is said."""
+    without = FaultToleranceConfig(save_sampler_state=False)
+    with pytest.raises(Preempted):
+        made(tmp_path, hooks=(StopAt(2),), fault_tolerance=without).fit(loader())
+    again = made(tmp_path, fault_tolerance=without)
+    again.fit(loader())
+    assert "epoch 0 begins anew" in caplog.text
+    assert again.global_step == 6
+
+
+def test_what_was_loaded_is_handed_on_by_what_is_saved_at_once(tmp_path: Path) -> None:
+    """With the places of loaders, before there are loaders."""
+    with pytest.raises(Preempted):
+        made(tmp_path, hooks=(StopAt(2),)).fit(loader())
+    between = made(tmp_path)
+    between.load_checkpoint("latest.ckpt")
+    between.save_checkpoint(emergency=True)
+    between._keeper.close()
+    again, whole = made(tmp_path), made(tmp_path / "whole")
+    again.fit(loader())
+    whole.fit(loader())
+    assert again.global_step == 4
+    assert same(weights(again), weights(whole))
+
+
+def test_figures_of_an_interval_that_was_interrupted_are_those_of_all_of_it(tmp_path: Path) -> None:
+    """Samples a second, too: the seconds before count as the samples do."""
+    rates: list[float] = []
+
+    class Rates(Logger):
+        def log_metrics(self, metrics: Any, step: int) -> None:
+            rates.extend(metrics[name] for name in metrics if name == "train/samples_per_second")
+
+    few: dict[str, Any] = {"log_loss_every_n_steps": 4, "checkpoint": {"save_every_n_steps": 3}}
+    first = made(tmp_path, hooks=(Killed("on_train_batch_start", 4),), **few)
+    first._seconds["step"] = 1000.0
+    with pytest.raises(SystemExit):
+        first.fit(loader(16))
+    again = made(tmp_path, **few)
+    again._made_logger = Rates  # type: ignore[assignment, method-assign]
+    again.fit(loader(16), max_epochs=1)
+    assert rates[0] == pytest.approx(8 / 1000, rel=0.1)
+
+
+def test_a_learning_rate_that_is_not_taken_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That of the checkpoint counts, or the bits would be others."""
+    steps = lambda of: [torch.optim.lr_scheduler.StepLR(of[0], 1)]  # noqa: E731
+    made(tmp_path, schedulers=steps).fit(loader())
+    made(tmp_path, schedulers=steps).fit(loader(), max_epochs=2)
+    assert "goes on with" not in caplog.text
+    faster = lambda model: [torch.optim.AdamW(model.parameters(), lr=0.5)]  # noqa: E731
+    made(tmp_path, schedulers=steps, optimizers=faster).fit(loader(), max_epochs=3)
+    assert "AdamW goes on with lr [0.01] of the checkpoint, and not with [0.5]" in caplog.text
+
+
+def test_a_checkpoint_of_another_config_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the training is complete, and would else seem to be that of this config."""
+    made(tmp_path).fit(loader())
+    made(tmp_path, log_loss_every_n_steps=3).fit(loader())
+    assert "other values" not in caplog.text
+    made(tmp_path, performance=PerformanceConfig(clip_grad_norm=3.0)).fit(loader())
+    assert (
+        "epoch_001_step_000004.ckpt was made with other values of performance.clip_grad_norm" in caplog.text
+    )
+
+
+def test_a_checkpoint_is_not_asked_for_while_one_is_saved(tmp_path: Path) -> None:
+    class Again(TrainerHooks):
+        def on_checkpoint_save(self, trainer: Any) -> None:
+            trainer.save_checkpoint()
+
+    fatal = HooksConfig(continue_on_hook_error=False)
+    with pytest.raises(TrainerError, match="while one is saved"):
+        made(tmp_path, hooks=(Again(),), config_hooks=fatal).fit(loader())
+
+
+@pytest.mark.parametrize("other", ["optimizer", "scheduler"])
+def test_a_checkpoint_of_another_optimizer_or_scheduler_is_refused(tmp_path: Path, other: str) -> None:
+    """By name, and not in the middle of a step."""
+    steps = lambda of: [torch.optim.lr_scheduler.StepLR(of[0], 3)]  # noqa: E731
+    made(tmp_path, schedulers=steps).fit(loader())
+    changed: dict[str, Any] = {"schedulers": steps}
+    if other == "optimizer":
+        changed["optimizers"] = lambda model: [torch.optim.SGD(model.parameters(), lr=0.1)]
+    else:
+        changed["schedulers"] = lambda of: [torch.optim.lr_scheduler.LambdaLR(of[0], lambda _: 1.0)]
+    with pytest.raises(TrainerError, match=f"the checkpoint holds another {other} than (SGD|LambdaLR)"):
+        made(tmp_path, **changed).fit(loader(), max_epochs=2)
 
 
 def test_weights_of_losses_act(tmp_path: Path) -> None:
@@ -402,6 +617,53 @@ def test_validation_loaders_give_one_figure(
     assert trainer.at.val_metrics["val/dl_val_dl1/loss"] == 5.0
 
 
+class Counting(IterableDataset[Any]):
+    """Numbers without an end; one that keeps its state goes on where it was."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.next += 1
+            yield torch.full((3,), float(self.next)), torch.zeros(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next = state["next"]
+
+
+class Stateless(Counting):
+    """Begins anew wherever it is iterated."""
+
+    state_dict = load_state_dict = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.next = 0
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("kind", [Counting, Stateless])
+def test_each_validation_reads_the_same_of_a_stream_without_an_end(
+    tmp_path: Path, kind: type[Counting]
+) -> None:
+    """In one attempt or several."""
+    two = MultiDataLoaderConfig(epoch_length_policy=EpochLengthPolicy.FIXED_NUM_STEPS, steps_per_epoch=2)
+    seen: list[list[float]] = []
+
+    def look(trainer: Any, batch: Any, *_: Any) -> dict[str, float]:
+        seen.append(batch[0][:, 0].tolist())
+        return {"loss": 1.0}
+
+    for epochs in (2, 3):
+        trainer = made(tmp_path, val_loader_config=two)
+        trainer.set_validation_step(look)
+        trainer.fit(loader(), DataLoader(kind(), batch_size=2), max_epochs=epochs)
+    assert seen == [[1.0, 2.0], [3.0, 4.0]] * 3
+
+
 @pytest.mark.parametrize("name", ["val_loss", "val/loss"])
 def test_early_stopping_counts_on_after_a_restart(tmp_path: Path, name: str) -> None:
     """Its state is in the checkpoint; the end is final, whatever epochs are asked for."""
@@ -420,6 +682,91 @@ def test_early_stopping_counts_on_after_a_restart(tmp_path: Path, name: str) -> 
     more = trainer()
     more.fit(loader(), loader(2), max_epochs=99)
     assert more.at.epoch == 4
+
+
+@pytest.mark.parametrize("event", ["on_epoch_end", "on_validation_end"])
+def test_training_goes_on_from_what_a_hook_has_saved(tmp_path: Path, event: str) -> None:
+    """Nothing of the end of an epoch is done twice, or left out: not the schedule, nor the patience."""
+
+    class Saves(TrainerHooks):
+        def __init__(self, leave: bool) -> None:
+            self.leave = leave
+
+        def on_epoch_end(self, trainer: Any, epoch: int) -> None:
+            self.save(trainer, "on_epoch_end", epoch)
+
+        def on_validation_end(self, trainer: Any, epoch: int) -> None:
+            self.save(trainer, "on_validation_end", epoch)
+
+        def save(self, trainer: Any, now: str, epoch: int) -> None:
+            if now == event and epoch == 1:
+                trainer.save_checkpoint(emergency=True)
+                if self.leave:
+                    raise SystemExit(9)
+
+    plateau = lambda of: [torch.optim.lr_scheduler.ReduceLROnPlateau(of[0], patience=1)]  # noqa: E731
+
+    def trainer(directory: Path, *hooks: TrainerHooks) -> GenericTrainer:
+        rare: dict[str, Any] = {"save_every_n_epochs": None}
+        kept = {"checkpoint": rare, "early_stopping_patience": 5}
+        found = made(directory, schedulers=plateau, hooks=hooks, **kept)
+        found.set_validation_step(lambda t, *_: {"loss": 1.0})
+        return found
+
+    whole = trainer(tmp_path / "whole", Saves(leave=False))
+    whole.fit(loader(), loader(2), max_epochs=50)
+    with pytest.raises(SystemExit):
+        trainer(tmp_path / "left", Saves(leave=True)).fit(loader(), loader(2), max_epochs=50)
+    again = trainer(tmp_path / "left")
+    again.fit(loader(), loader(2), max_epochs=50)
+    assert again.at == whole.at
+    assert same(weights(again), weights(whole))
+    assert again.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
+
+
+def test_what_comes_along_saves_the_patience_of_the_hook_beside_it(tmp_path: Path) -> None:
+    """The hook that saves is told last, so that what it saves has counted the validation."""
+    left = iter([False, True, False, False, False])
+
+    class Leaves(TrainerHooks):
+        def on_checkpoint_save(self, trainer: Any) -> None:
+            if next(left):
+                raise SystemExit(9)
+
+    def trainer(*hooks: TrainerHooks) -> GenericTrainer:
+        both = HooksConfig(
+            enable_model_checkpoint_hook=True,
+            enable_early_stopping_hook=True,
+            hook_configs={"EarlyStoppingHook": {"patience": 3, "min_delta": 10.0}},
+        )
+        found = made(tmp_path, checkpoint={"save_every_n_epochs": None}, config_hooks=both, hooks=hooks)
+        losses = {4: 3.0, 8: 2.0}
+        found.set_validation_step(lambda t, *_: {"loss": losses.get(t.global_step, 5.0)})
+        return found
+
+    with pytest.raises(SystemExit):
+        trainer(Leaves()).fit(loader(), loader(2), max_epochs=50)
+    again = trainer()
+    again.fit(loader(), loader(2), max_epochs=50)
+    assert again.at.epoch == 4
+
+
+def test_epochs_without_validation_are_no_looks(tmp_path: Path) -> None:
+    """Neither for the patience, nor for a scheduler that looks at a figure of validation."""
+    plateau = lambda of: [torch.optim.lr_scheduler.ReduceLROnPlateau(of[0], patience=1)]  # noqa: E731
+    trainer = made(tmp_path, schedulers=plateau, validate_every_n_epochs=2, early_stopping_patience=3)
+    trainer.set_validation_step(lambda t, *_: {"loss": 1.0})
+    told: list[list[str]] = []
+
+    class Told(TrainerHooks):
+        def on_epoch_end(self, trainer: Any, epoch: int, metrics: Any) -> None:
+            told.append([name for name in metrics if name == "val/loss"])
+
+    trainer.hook_manager.register_hook(Told())
+    trainer.fit(loader(), loader(2), max_epochs=50)
+    assert trainer.at.epoch == 8
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
+    assert told == [[], ["val/loss"]] * 4
 
 
 def test_early_stopping_by_an_unknown_metric_is_an_error(tmp_path: Path) -> None:
@@ -466,9 +813,13 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, capsys: pytest.C
 
 def test_such_a_step_can_be_passed_over(tmp_path: Path) -> None:
     """It is as if the batch had not been there, but for the random numbers it took."""
-    trainer = made(tmp_path, step=broken(1), fault_tolerance=FaultToleranceConfig(nonfinite_loss="skip"))
-    trainer.fit(loader(8))
-    assert (trainer.global_step, trainer.at.epoch) == (3, 1)
+    skip = FaultToleranceConfig(nonfinite_loss="skip")
+    by_two = PerformanceConfig(gradient_accumulation_steps=2)
+    for size, settings in ((1, {}), (2, {"performance": by_two})):
+        trainer = made(tmp_path / str(size), step=broken(1), fault_tolerance=skip, **settings)
+        trainer.fit(loader(8))
+        assert (trainer.global_step, trainer.at.epoch) == (4 // size - 1, 1)
+        assert math.isfinite(trainer.metrics.get_best_metric("loss", phase="train") or math.nan)
     always = made(
         tmp_path / "b",
         step=lambda t, b, *_: step(t, b, 0, 0, "")["loss"] * math.inf,
@@ -610,6 +961,102 @@ def test_checkpoints_are_written_by_steps_epochs_and_minutes(
     assert saved[:2] == ["epoch_000_step_000001.ckpt", "epoch_001_step_000002.ckpt"]
 
 
+def test_a_checkpoint_that_could_not_be_written_is_made_up_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the next one, also where that is the last, or one before leaving; twice in a row ends training."""
+
+    def trainer(directory: Path, fails: int, *hooks: TrainerHooks) -> GenericTrainer:
+        found = made(directory, hooks=hooks)
+        found._keeper._saver._disk = FullDisk(fails)
+        return found
+
+    with pytest.raises(Preempted):
+        trainer(tmp_path / "a", 1, StopAt(6)).fit(loader(), max_epochs=3)
+    assert "No space left" in caplog.text
+    assert (tmp_path / "a" / "experiment" / "latest.ckpt").readlink().name == "epoch_001_step_000006.ckpt"
+    trainer(tmp_path / "b", 1).fit(loader(), max_epochs=1)
+    assert (tmp_path / "b" / "experiment" / "latest.ckpt").readlink().name == "epoch_001_step_000004.ckpt"
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer(tmp_path / "c", 2).fit(loader(), max_epochs=3)
+
+
+class FullDisk(Disk):
+    """Has no room for the first few files of tensors."""
+
+    def __init__(self, fails: int) -> None:
+        self._fails = fails
+
+    def append(self, fd: int, data: memoryview, path: Path) -> None:
+        if self._fails:
+            self._fails -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().append(fd, data, path)
+
+
+def test_what_ends_a_training_is_told_also_where_its_last_checkpoint_fails(tmp_path: Path) -> None:
+    trainer = made(tmp_path, step=failing(5))
+    trainer._keeper._saver._disk = FullDisk(9)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        trainer.fit(loader(), max_epochs=3)
+
+
+def failing(at: int) -> Any:
+    """A step that fails in the call of that number."""
+    calls = iter(range(10**6))
+
+    def run(trainer: Any, batch: Any, *_: Any) -> Any:
+        if next(calls) == at:
+            raise RuntimeError("a mistake")
+        return step(trainer, batch, 0, 0, "")
+
+    return run
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path: Path) -> None:
+    """No more than where somebody else writes: both are told before the first batch."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        made(tmp_path / "file", step=failing(0)).fit(loader())
+    with LocalStore(tmp_path / "experiment") as other:
+        other.claim()
+        trainer = made(tmp_path, step=failing(0))
+        trainer._keeper._saver.store._wait_s = 0.0  # type: ignore[attr-defined]
+        with pytest.raises(CheckpointError, match="another training"):
+            trainer.fit(loader())
+
+
+def test_what_hooks_keep_is_saved_when_all_of_them_were_told(tmp_path: Path) -> None:
+    """A hook that saves, and behind it one that counts."""
+
+    class Saves(TrainerHooks):
+        def on_validation_end(self, trainer: Any) -> None:
+            trainer.save_checkpoint()
+
+    class Counts(TrainerHooks):
+        seen = 0
+
+        def on_validation_end(self, trainer: Any) -> None:
+            self.seen += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.seen = state["seen"]
+
+    often = ValidationConfig(frequency=ValidationFrequency.EVERY_N_STEPS, every_n_steps=2)
+    every: dict[str, Any] = {"checkpoint": {"save_every_n_steps": 2}, "validation": often}
+    with pytest.raises(SystemExit):
+        made(tmp_path, hooks=(Saves(), Counts(), Killed("on_train_batch_start", 4)), **every).fit(
+            loader(14), loader(2)
+        )
+    counts = Counts()
+    again = made(tmp_path, hooks=(Saves(), counts), **every)
+    again.load_checkpoint("latest.ckpt")
+    assert (again.global_step, counts.seen) == (2, 1)
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With a warning that names it; where all are damaged nothing is trained, and nothing removed."""
     trainer = made(tmp_path, hooks=(StopAt(6),), checkpoint={"save_every_n_steps": 2})
@@ -688,6 +1135,9 @@ def test_a_training_may_begin_with_weights_of_another(tmp_path: Path) -> None:
     half.set_warm_start_loader(lambda path: WarmStartResult(some, strict=False))
     half.fit(loader(), resume_from_checkpoint=path)
     assert torch.equal(begun["weights"][0], torch.ones(4, 3))
+    torch.save(first.module.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(TrainerError, match=r"weights\.pt: is no checkpoint of this program"):
+        made(tmp_path / "e").fit(loader(), resume_from_checkpoint=tmp_path / "weights.pt")
     manual = made(
         tmp_path / "d", hooks=(Begin(),), preemption=PreemptionConfig(resume_from_latest_symlink=False)
     )

@@ -105,7 +105,7 @@ def test_what_fabric_refuses_is_told_in_a_line(
     base: dict[str, Any], tmp_path: Path, ddp: dict[str, Any], precision: str | None, said: str
 ) -> None:
     done = run({**base, "ddp": ddp, "performance": {"precision": precision}}, tmp_path)
-    assert done.returncode == 3
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ddp: Fabric cannot be set up")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
