@@ -18,8 +18,9 @@ from oellm_autoexp.trainer.agreement import Agreement
 from oellm_autoexp.trainer.boundaries import Boundaries, Every
 from oellm_autoexp.trainer.builtin_hooks import found
 from oellm_autoexp.trainer.loaders import LoaderSet
-from oellm_autoexp.trainer.loggers import Logger, create_logger
+from oellm_autoexp.trainer.loggers import Logger
 from oellm_autoexp.trainer.phases import PhaseMachine, TrainerPhase
+from oellm_autoexp.trainer.trackers import create_logger
 from oellm_autoexp.trainer.validation import Step, Validation
 
 _log = logging.getLogger("oellm_autoexp.trainer")

@@ -35,6 +35,7 @@ from oellm_autoexp.trainer import (
     keeping,
     loggers,
     reading,
+    trackers,
 )
 from oellm_autoexp.trainer import __main__ as program
 from oellm_autoexp.trainer.agreement import Agreement, Wishes
@@ -256,11 +257,11 @@ def test_a_terminal_has_a_bar() -> None:
 def test_a_csv_file_goes_on_behind_the_step_that_is_gone_on_from(tmp_path: Path) -> None:
     """What an attempt before wrote beyond it was of steps that are done again."""
     config = LoggingConfig(logger_type="csv")
-    first = loggers.create_logger(config, directory=tmp_path)
+    first = trackers.create_logger(config, directory=tmp_path)
     for step in (1, 2, 3):
         first.log_metrics({"loss": 1.0 / step}, step)
     first.close()
-    again = loggers.create_logger(config, directory=tmp_path, resumed_at=2)
+    again = trackers.create_logger(config, directory=tmp_path, resumed_at=2)
     again.log_metrics({"loss": 0.25}, 3)
     again.close()
     rows = (tmp_path / "metrics.csv").read_text().split()
@@ -270,10 +271,10 @@ def test_a_csv_file_goes_on_behind_the_step_that_is_gone_on_from(tmp_path: Path)
 def test_a_csv_file_is_whole_whenever_a_training_is_killed(tmp_path: Path) -> None:
     """What was kept of it is there before the first line of the next attempt."""
     config = LoggingConfig(logger_type="csv")
-    first = loggers.create_logger(config, directory=tmp_path)
+    first = trackers.create_logger(config, directory=tmp_path)
     first.log_metrics({"loss": 1.0}, 1)
     first.close()
-    again = loggers.create_logger(config, directory=tmp_path, resumed_at=1)
+    again = trackers.create_logger(config, directory=tmp_path, resumed_at=1)
     found = (tmp_path / "metrics.csv").read_text().split()
     again.close()
     assert found == ["step,metric,value", "1,loss,1.0"]
@@ -291,7 +292,7 @@ def test_what_is_taken_back_never_counts() -> None:
 def test_a_logger_that_cannot_begin_hinders_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     config = LoggingConfig(logger_type="csv", csv_path=str(tmp_path / "file" / "metrics.csv"))
-    logger = loggers.create_logger(config, directory=tmp_path)
+    logger = trackers.create_logger(config, directory=tmp_path)
     logger.log_metrics({"loss": 1.0}, 1)
     assert "csv cannot begin" in caplog.text
 
@@ -319,7 +320,7 @@ def test_a_tracker_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
     for kind in ("wandb", "mlflow", "tensorboard"):
         config = LoggingConfig(logger_type=kind, wandb_project="p", tensorboard_dir=str(tmp_path))
         with pytest.raises(TrainerError, match=f"the package `{kind}` is not installed here"):
-            loggers.create_logger(config, directory=tmp_path)
+            trackers.create_logger(config, directory=tmp_path)
 
 
 def test_a_run_of_a_tracker_goes_on_under_its_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -337,18 +338,18 @@ def test_a_run_of_a_tracker_goes_on_under_its_id(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     config = LoggingConfig(logger_type="wandb", wandb_project="p")
     for directory in ("a", "a", "b"):
-        loggers.create_logger(config, directory=tmp_path / directory).close()
+        trackers.create_logger(config, directory=tmp_path / directory).close()
     assert ids[0] == ids[1] != ids[2]
     assert ids[0][1] == "allow"
 
 
 def test_loggers_are_those_that_are_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """The console always; W&B never without a project."""
-    assert loggers._kinds(LoggingConfig(logger_type="csv")) == ["console", "csv"]
-    assert loggers._kinds(LoggingConfig(logger_type="composite")) == ["console"]
+    assert trackers._kinds(LoggingConfig(logger_type="csv")) == ["console", "csv"]
+    assert trackers._kinds(LoggingConfig(logger_type="composite")) == ["console"]
     given = LoggingConfig(logger_type="composite", tensorboard_dir="x")
-    assert loggers._kinds(given) == ["console", "tensorboard"]
-    assert loggers._kinds(LoggingConfig(logger_type="wandb")) == ["console"]
+    assert trackers._kinds(given) == ["console", "tensorboard"]
+    assert trackers._kinds(LoggingConfig(logger_type="wandb")) == ["console"]
     assert "wandb_project is not set" in caplog.text
 
 

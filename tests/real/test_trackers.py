@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from oellm_autoexp.core.experiment import LoggingConfig
-from oellm_autoexp.trainer.loggers import create_logger
+from oellm_autoexp.trainer.trackers import create_logger
 
 ROOT = Path(__file__).parents[2]
 #: Trackers warn of what is to come in their own versions.
@@ -251,7 +251,7 @@ def test_a_tracker_that_cannot_begin_hinders_nothing(tmp_path: Path) -> None:
     nobody = {"TRIED_MLFLOW": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     done = train(tmp_path, "mlflow,tensorboard", **nobody)
     assert list(told(done)) == STEPS
-    assert done.stderr.count("mlflow could not begin, and training goes on without it") == 1
+    assert done.stderr.count("mlflow cannot begin, and training goes on without it") == 1
     assert list((tmp_path / "tb" / "tried").glob("events.*"))
 
 

@@ -30,7 +30,7 @@ def experiment() -> dict[str, Any]:
 def environment(**more: str) -> dict[str, str]:
     """For a training that neither Slurm nor a session knows of."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AUTOEXP_", "SLURM_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT), **more}
 
 
 def start(

@@ -83,12 +83,12 @@ def test_two_processes_of_fabric_train_together(base: dict[str, Any], tmp_path: 
     }
     config["training"] = {**base["training"], "max_steps": 10, "log_frequency": 5, "save_frequency": 100}
     whole = run(config, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    assert whole.returncode == 0, whole.stdout + whole.stderr
     left = run(config, tmp_path / "left", AUTOEXP_DEADLINE="1", **BATCH_SCRIPT)
     assert left.returncode == 138, left.stderr
     assert '@autoexp {"signal": "time_limit", "step": 1}' in left.stdout
     again = run(config, tmp_path / "left")
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 0, again.stdout + again.stderr
     for name in ("loss", "val/loss", "grad_norm"):
         assert told(again.stdout, name) == told(whole.stdout, name)
 
