@@ -34,9 +34,12 @@ demo-picture: $(VENV)/core.done  ## draw docs/demo.svg from a finished demo
 
 # ---------------------------------------------------------------- checks
 
+# Two for each processor: many tests wait for Slurm, for clocks and for processes.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
+
 test: $(VENV)/dev.done  ## run the tests (needs tmux)
 	@bash scripts/check_machine.sh $(PYTHON) tmux
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/dev.done  ## ruff: mistakes and format
 	$(BIN)/ruff check .
