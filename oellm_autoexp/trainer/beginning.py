@@ -48,16 +48,7 @@ class Beginning(Boundaries):
         """All that comes before the first batch, which is one that was not used yet."""
         train_loaders, val_loaders = as_list(train_loaders), as_list(val_loaders)
         config = self.config
-        if self._training_step is None:
-            raise SetupError("there is no training step: call set_training_step(fn) before fit()")
-        if not train_loaders:
-            raise SetupError("train_loaders must hold at least one loader")
-        if max_epochs is not None and max_epochs < 1:
-            raise SetupError(f"max_epochs must be above 0, got {max_epochs}")
-        for name in ("loss_weights_per_loader", "per_loader_optimizer_id"):
-            given = getattr(config, name)
-            if given is not None and len(given) != len(train_loaders):
-                raise SetupError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
+        self._check_given(train_loaders, max_epochs)
         self._max_epochs = max_epochs or config.max_epochs or (sys.maxsize if config.max_steps else 1)
         # A `fit` before this one may have been given up within a step.
         self._within_step = self.should_stop = self._nonfinite = False
@@ -76,6 +67,18 @@ class Beginning(Boundaries):
         if not self.model.training:
             self.model.train()
         self._go_on_or_begin(wanted)
+
+    def _check_given(self, train_loaders: list[Any], max_epochs: int | None) -> None:
+        if self._training_step is None:
+            raise SetupError("there is no training step: call set_training_step(fn) before fit()")
+        if not train_loaders:
+            raise SetupError("train_loaders must hold at least one loader")
+        if max_epochs is not None and max_epochs < 1:
+            raise SetupError(f"max_epochs must be above 0, got {max_epochs}")
+        for name in ("loss_weights_per_loader", "per_loader_optimizer_id"):
+            given = getattr(self.config, name)
+            if given is not None and len(given) != len(train_loaders):
+                raise SetupError(f"{name} has {len(given)} items for {len(train_loaders)} train_loaders")
 
     def _check_monitors(self) -> None:
         """Else the end of the first epoch would say so."""

@@ -168,7 +168,7 @@ class Boundaries:
             if each.interval == "epoch" and each.monitor is not None and self._measured(each.monitor):
                 each.scheduler.step(metric(figures, each.monitor))
         # Whatever a hook saves has all this behind it.
-        if not self.config.validation.every_n_steps:
+        if not self._validates_by_steps:
             self._look_for_end(figures)
         self.logger.log_epoch_summary(at.epoch, metrics, at.global_step)
         if logging_config.log_loader_proportions and self._train is not None and len(self._train.names) > 1:
