@@ -28,7 +28,7 @@ WIDTH = 4093
 _ROWS = 8
 _CHUNK = WIDTH * _ROWS * 8
 #: What is smaller is not worth a second thread.
-_LARGE = 16 << 20
+_LARGE = 4 << 20
 _BUFFER = 1 << 20
 _THREADS = 4
 
