@@ -34,8 +34,9 @@ demo-picture: $(VENV)/core.done  ## draw docs/demo.svg from a finished demo
 
 # ---------------------------------------------------------------- checks
 
-# Two for each processor: many tests wait for Slurm, for clocks and for processes.
-WORKERS ?= $(shell expr 2 \* $$(nproc))
+# Many tests wait for Slurm, for clocks and for processes: twice as many are a third faster, and hold less well
+# on a machine that others use meanwhile.
+WORKERS ?= auto
 
 test: $(VENV)/dev.done  ## run the tests (needs tmux)
 	@bash scripts/check_machine.sh $(PYTHON) tmux

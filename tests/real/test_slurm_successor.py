@@ -110,7 +110,7 @@ def test_the_chain_goes_one_segment_further_without_a_leader(chain: Chain) -> No
     chain.config("limit", limit="00:00:30", wait=1)
     with chain.cli.leader("submit", "job.yaml", "--yes"):
         until(lambda: chain.waits(2), "the next one waits")
-    until(lambda: chain.ran == ["1", "2"], "the second segment runs, and nobody leads")
+    until(lambda: "2" in chain.ran, "the second segment runs, and nobody leads")
     assert chain.job["attempts"] == 1
     with chain.cli.leader("submit", "job.yaml", "--yes") as leader:
         until(lambda: chain.waits(3), "the second is taken over, and a third waits")
