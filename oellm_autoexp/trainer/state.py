@@ -121,13 +121,13 @@ def _own_buffers(engine: Engine) -> dict[str, torch.Tensor]:
     if not engine.sharded or engine.world_size == 1:
         return {}
     known = {name for name, _ in engine.module.named_buffers()}
-    whole = {
+    mine = {
         name: each.detach().cpu()
         for name, each in engine.module.state_dict().items()
         if name in known and not isinstance(each, DTensor)
     }
-    first = engine.told(whole)
-    return {name: each.clone() for name, each in whole.items() if not torch.equal(each, first[name])}
+    first = engine.told(mine)
+    return {name: each.clone() for name, each in mine.items() if not torch.equal(each, first[name])}
 
 
 def likeness(engine: Engine) -> Like:

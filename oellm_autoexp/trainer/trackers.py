@@ -162,6 +162,7 @@ class MLflowLogger(Logger):
             mlflow, self._entities = import_module("mlflow"), import_module("mlflow.entities")
         except ImportError as error:
             raise _missing("mlflow", "mlflow") from error
+        self._error: type[Exception] = mlflow.MlflowException
         self._client: Any = mlflow.MlflowClient(config.mlflow_tracking_uri)
         create = lambda: self._new_run(config, name, shown)  # noqa: E731
         self._run = ids.get("mlflow", create)
@@ -173,7 +174,7 @@ class MLflowLogger(Logger):
         """Whether this server has the run: the one of the attempt before may have been another."""
         try:
             self._client.get_run(self._run)
-        except Exception as error:
+        except self._error as error:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
@@ -195,7 +196,7 @@ class MLflowLogger(Logger):
         if found is None:
             try:
                 return str(self._client.create_experiment(name))
-            except Exception:
+            except self._error:
                 # Another job of the same sweep may have been faster.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:

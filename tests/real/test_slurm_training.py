@@ -150,10 +150,10 @@ def test_trainings_that_take_longer_than_their_time_limit_end_as_if_they_had_non
 ) -> None:
     """They leave before it, by their own clock or by Slurm's signal; one that hangs is killed by Slurm."""
     names = ("long", "hung", "warned")
-    long, hung, warned = of_seeds(*names)
-    long["backend.environment.PACE"] = 1.5
-    warned["slurm.sbatch.signal"] = "USR1@40"
-    trainings.write([long, hung, warned], time="00:01:00")
+    points = of_seeds(*names)
+    points[2]["slurm.sbatch.signal"] = "USR1@40"
+    trainings.write(points, time="00:01:00")
+    trainings.pause("long", 12, how=pauses.NEAR_DEADLINE)
     trainings.pause("hung", 17, how=pauses.HANG)
     trainings.pause("warned", 12)
     done = trainings.cli("submit", "sweep.yaml", "--yes")

@@ -1,6 +1,6 @@
 """The trackers themselves: what is told to TensorBoard, Weights & Biases (offline) and MLflow is read back.
 
-Their packages are installed by `make test`; where they are missing these tests are skipped, in CI they fail.
+Their packages are installed by `make test`.
 Each training is a process of its own: trackers change the output, the warnings and the environment of theirs.
 """
 
@@ -83,11 +83,6 @@ trainer.fit([loader], [loader], max_epochs=2)
 STEPS = list(range(1, 17))
 
 
-def needed(package: str) -> Any:
-    """A tracker's package; a test without it is skipped, but not in CI."""
-    return import_module(package) if os.environ.get("CI") else pytest.importorskip(package)
-
-
 def environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AUTOEXP_", "SLURM_"))}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_SILENT": "true", **more}
@@ -123,7 +118,7 @@ def told(*attempts: subprocess.CompletedProcess[str]) -> dict[int, float]:
 def test_tensorboard_shows_one_curve_through_a_restart(tmp_path: Path) -> None:
     """Killed between two checkpoints; the points behind the one that is gone on from are those of the second
     attempt alone."""
-    events = needed("tensorboard.backend.event_processing.event_accumulator")
+    events = import_module("tensorboard.backend.event_processing.event_accumulator")
     first = train(tmp_path, "tensorboard", leave_at=5)
     # As after SIGKILL: only the checkpoint of step 3 is there.
     for place in (tmp_path / "checkpoints" / "tried").iterdir():
@@ -149,7 +144,7 @@ def test_tensorboard_shows_one_curve_through_a_restart(tmp_path: Path) -> None:
 
 def records(data: bytes) -> Iterator[Any]:
     """What is in a file of an offline run: blocks of 32 KiB of parts, each behind seven bytes."""
-    proto = needed("wandb.proto.wandb_internal_pb2")
+    proto = import_module("wandb.proto.wandb_internal_pb2")
     place, parts = 7, b""
     while place + 7 <= len(data):
         if (left := 32768 - place % 32768) < 7:
@@ -167,7 +162,7 @@ def records(data: bytes) -> Iterator[Any]:
 
 def test_wandb_goes_on_with_its_run_through_a_restart(tmp_path: Path) -> None:
     """Two attempts, one run: the same id, and our steps beside those of W&B, which begin anew."""
-    needed("wandb")
+    import_module("wandb")
     attempts = train(tmp_path, "wandb", leave_at=5), train(tmp_path, "wandb")
     places = sorted((tmp_path / "wandb").glob("offline-run-*"))
     found = [list(records(next(place.glob("*.wandb")).read_bytes())) for place in places]
@@ -200,7 +195,7 @@ def test_wandb_goes_on_with_its_run_through_a_restart(tmp_path: Path) -> None:
 
 def test_mlflow_goes_on_with_its_run_through_a_restart(tmp_path: Path) -> None:
     """One run with the config as its parameters, which ends as the training does."""
-    mlflow = needed("mlflow")
+    mlflow = import_module("mlflow")
     store = f"sqlite:///{tmp_path}/mlflow.db"
     first = train(tmp_path, "mlflow", leave_at=5)
     client = mlflow.MlflowClient(store)
@@ -229,7 +224,7 @@ def test_mlflow_goes_on_with_its_run_through_a_restart(tmp_path: Path) -> None:
 
 def test_a_run_that_the_server_does_not_know_is_begun_anew(tmp_path: Path) -> None:
     """And remembered; names that MLflow would not take are changed, and a value may be no number."""
-    mlflow = needed("mlflow")
+    mlflow = import_module("mlflow")
     for store in ("one", "two", "two"):
         where = f"sqlite:///{tmp_path}/{store}.db"
         config = LoggingConfig(logger_type="mlflow", mlflow_tracking_uri=where)
@@ -247,7 +242,7 @@ def test_a_run_that_the_server_does_not_know_is_begun_anew(tmp_path: Path) -> No
 
 def test_a_tracker_that_cannot_begin_hinders_nothing(tmp_path: Path) -> None:
     """A server that is not there is said once; the training and the other trackers go on."""
-    needed("mlflow"), needed("tensorboard")
+    import_module("mlflow"), import_module("tensorboard")
     nobody = {"TRIED_MLFLOW": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     done = train(tmp_path, "mlflow,tensorboard", **nobody)
     assert list(told(done)) == STEPS
@@ -258,7 +253,7 @@ def test_a_tracker_that_cannot_begin_hinders_nothing(tmp_path: Path) -> None:
 def test_of_several_processes_the_first_one_logs(tmp_path: Path) -> None:
     """Two processes that train together are one run of each tracker."""
     for package in ("tensorboard", "wandb", "mlflow"):
-        mlflow = needed(package)
+        mlflow = import_module(package)
     config = json.loads((ROOT / "examples" / "lm" / "config.json").read_text())
     config["model"].update(hidden_size=16, num_layers=1, heads=2, context=16)
     config["data"].update(context=16, path="lm.py", batch_size=8)

@@ -2,8 +2,7 @@
 
 PAUSES, a directory: a training that finds `<job>.<step>.<rank>` there stops behind that step, until a signal
 comes that it lives through. It gives the file another name, `….reached`, and holds it open meanwhile.
-One that says HANG ends by SIGKILL alone.
-PACE: so many seconds at least each batch takes.
+One that says HANG ends by SIGKILL alone, one that says NEAR_DEADLINE goes on shortly before its job's.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ import torch
 
 from oellm_autoexp.trainer import TrainerHooks
 
-HANG = "hang"
+HANG, NEAR_DEADLINE = "hang", "near deadline"
+#: Seconds before the deadline: less than the quarter of a minute in which a training is to leave.
+_NEAR_S = 10
 
 
 def at(directory: Path, job: str, step: int, rank: int = 0) -> Path:
@@ -48,10 +49,8 @@ class Pause(TrainerHooks):
     def __init__(self) -> None:
         self._directory = os.environ.get("PAUSES")
         self._job = os.environ.get("AUTOEXP_JOB_NAME", "")
-        self._pace = float(os.environ.get("PACE", "0"))
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        time.sleep(self._pace)
         if self._directory is None:
             return
         ranks = torch.distributed
@@ -67,9 +66,13 @@ class Pause(TrainerHooks):
         before = signal.set_wakeup_fd(writing)
         try:
             with wanted.open() as file:
-                hangs = file.read() == HANG
+                how = file.read()
+                if how == NEAR_DEADLINE:
+                    signal.signal(signal.SIGALRM, lambda *_: None)
+                    left = float(os.environ["AUTOEXP_DEADLINE"]) - _NEAR_S - time.time()
+                    signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
                 wanted.rename(reached(wanted))
-                while os.read(reading, 1) and hangs:
+                while os.read(reading, 1) and how == HANG:
                     pass
         finally:
             signal.set_wakeup_fd(before)

@@ -218,8 +218,6 @@ def test_the_complete_setup_without_the_package_of_its_logger_says_what_to_insta
 def test_the_loggers_of_the_samples_log(given: dict[str, Any], tmp_path: Path) -> None:
     """W&B without an account: offline. In a process of its own, which trackers change."""
     for package in ("wandb", "tensorboard"):
-        if not os.environ.get("CI"):
-            pytest.importorskip(package)
         assert find_spec(package), f"{package} is not installed"
     code = (
         "import test_seed_samples_training as t; from oellm_autoexp.trainer import LoggingConfig; "
